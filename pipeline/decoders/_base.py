@@ -1,0 +1,95 @@
+"""What every decoder is: fused vectors in; scores, a loss and predictions out."""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from pipeline.stack import Dropout, Linear
+
+Tokens = Literal["all", "words", "first"]
+Layers = Literal["mlp", "linear"]
+
+
+class Decoder(nn.Module, ABC):
+    """Maps fused vectors to predictions, for each head of a stack.
+
+    A *unit* is what gets one prediction: an example for a classifier, a word for a tagger. A subclass
+    is built for one head: ``__init__(self, *, width, n_classes, generator, seed, <its own
+    hyper-parameters>)``; its parameters start with a head axis (see `pipeline.stack`).
+    """
+
+    target_kind: ClassVar[Literal["class", "tags", "float"]]
+    """The kind of target it learns."""
+
+    tokens: Tokens
+    """Which tokens of an example it looks at; the others never reach it."""
+
+    @abstractmethod
+    def forward(
+        self, fused: Float[Tensor, "#head token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head unit score"]:
+        """Scores every unit.
+
+        Args:
+            fused: vectors of the tokens this decoder looks at, example after example, no padding.
+            lengths: number of those tokens in each example; may be 0.
+        """
+
+    @abstractmethod
+    def loss(
+        self,
+        scores: Float[Tensor, "head unit score"],
+        labels: Shaped[Tensor, " unit"],
+        lengths: Int[Tensor, " example"],
+    ) -> Float[Tensor, " head"]:
+        """The mean loss of a unit, for each head; units with label -1 (or NaN) do not count."""
+
+    @abstractmethod
+    def predict(
+        self, scores: Float[Tensor, "head unit score"], lengths: Int[Tensor, " example"]
+    ) -> Shaped[Tensor, "head unit"]:
+        """The prediction for every unit: a class id, a tag id or a number."""
+
+
+class Scorer(nn.Module):
+    """The layers that turn a vector into scores: two hidden layers, or none.
+
+    Args:
+        n_in: width of the vectors.
+        n_out: number of scores.
+        generator: source of the starting weights.
+        seed: start of the dropout streams.
+        layers: ``mlp`` is two ReLU layers and an output (attention-fusion paper); ``linear`` is the
+            output alone (DWAtt paper).
+        hidden: width of the two hidden layers.
+        dropout: rate before each of the products, in [0, 1).
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        generator: torch.Generator,
+        seed: int,
+        layers: Layers = "mlp",
+        hidden: int = 256,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = [n_in, hidden, hidden, n_out] if layers == "mlp" else [n_in, n_out]
+        pairs = list(pairwise(sizes))
+        self.products = nn.ModuleList(Linear(i, o, generator=generator) for i, o in pairs)
+        self.dropouts = nn.ModuleList(Dropout(dropout, seed=seed + k) for k in range(len(pairs)))
+
+    def forward(self, x: Float[Tensor, "#head row n_in"]) -> Float[Tensor, "head row n_out"]:
+        """Scores every row, for each head."""
+        last = len(self.products) - 1
+        for k, (dropout, product) in enumerate(zip(self.dropouts, self.products, strict=True)):
+            x = product(dropout(x))
+            x = x.relu() if k < last else x
+        return x

@@ -1,0 +1,51 @@
+"""What every late fusion is: states of all layers in, one vector per token out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class Fusion(nn.Module, ABC):
+    """Maps the layers of a token to one vector, for each head of a stack.
+
+    A subclass is built for one head: ``__init__(self, *, n_layers, width, generator, <its own
+    hyper-parameters>)``, where `n_layers` counts the layers that `reads` asked for. All its parameters
+    and buffers start with a head axis of 1 (see `pipeline.stack`), and `forward` works for any length of
+    that axis. It sets `out_width`, the size of the vectors it returns.
+    """
+
+    mixes_tokens: ClassVar[bool] = False
+    """Whether a token's vector depends on the other tokens of its example (needs every token)."""
+
+    out_width: int
+
+    @classmethod
+    def reads(cls, kept: Sequence[int], last: int, **options: Any) -> list[int]:
+        """The layers this fusion reads, out of those the bank keeps.
+
+        Args:
+            kept: numbers of the layers in the bank, ascending; 0 is the embeddings.
+            last: number of the encoder's last layer, L.
+            options: the fusion's own hyper-parameters, as given to its constructor.
+
+        Returns:
+            Layer numbers, ascending. They may name a layer that is not kept: the caller says so.
+        """
+        return list(kept)
+
+    @abstractmethod
+    def forward(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "#head token out"]:
+        """Fuses the layers.
+
+        Args:
+            states: states of a batch's tokens, example after example, without padding.
+            lengths: number of tokens of each example; they add up to the token axis.
+
+        Returns:
+            One vector per head and token; a head axis of 1 where all heads share the result.
+        """

@@ -1,0 +1,161 @@
+"""The head axis: N heads of one shape are one module whose every parameter starts with that axis.
+
+A part (fusion or decoder) is built for one head, so its parameters and buffers have shape
+``(1, ...)``; `stack` joins N such parts into one whose tensors have shape ``(N, ...)``, and `unstack`
+takes one out again. There is no single-head code path: one head is a stack of one.
+
+Inputs that all heads share have a head axis of 1 and broadcast. This module knows the axis and the
+layers that carry it; it knows no fusion, no decoder and no data.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def uniform(shape: Sequence[int], bound: float, generator: torch.Generator) -> nn.Parameter:
+    """A parameter of one head, drawn from U(-bound, bound); shape is given without the head axis."""
+    return nn.Parameter(torch.empty(1, *shape).uniform_(-bound, bound, generator=generator))
+
+
+def normal(shape: Sequence[int], std: float, generator: torch.Generator) -> nn.Parameter:
+    """A parameter of one head, drawn from N(0, std²); shape is given without the head axis."""
+    return nn.Parameter(torch.empty(1, *shape).normal_(0.0, std, generator=generator))
+
+
+def constant(shape: Sequence[int], value: float) -> nn.Parameter:
+    """A parameter of one head that starts as a constant; shape is given without the head axis."""
+    return nn.Parameter(torch.full((1, *shape), value))
+
+
+class Linear(nn.Module):
+    """y = x W + b for every head; the start is that of `torch.nn.Linear`.
+
+    Args:
+        n_in: size of the input's last axis.
+        n_out: size of the output's last axis.
+        generator: source of the starting weights.
+        bias: whether b is there.
+    """
+
+    def __init__(self, n_in: int, n_out: int, *, generator: torch.Generator, bias: bool = True) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(n_in)
+        self.weight = uniform((n_in, n_out), bound, generator)
+        self.bias = uniform((1, n_out), bound, generator) if bias else None
+
+    def forward(self, x: Float[Tensor, "#head row n_in"]) -> Float[Tensor, "head row n_out"]:
+        """Applies each head's matrix to its rows; an input shared by the heads is not copied."""
+        n_heads, n_in, n_out = self.weight.shape
+        if n_heads == 1:
+            bias = None if self.bias is None else self.bias[0, 0]
+            return nn.functional.linear(x[0], self.weight[0].T, bias)[None]
+        if x.shape[0] == 1:
+            wide = self.weight.transpose(0, 1).reshape(n_in, n_heads * n_out)
+            y = (x[0] @ wide).view(-1, n_heads, n_out).transpose(0, 1)
+            return y if self.bias is None else y + self.bias
+        if self.bias is None:
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis with each head's own scale and shift.
+
+    Args:
+        width: size of the last axis.
+        eps: added to the variance.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = constant((1, width), 1.0)
+        self.bias = constant((1, width), 0.0)
+
+    def forward(self, x: Float[Tensor, "#head row width"]) -> Float[Tensor, "head row width"]:
+        """Normalises each row, then applies each head's scale and shift."""
+        if self.weight.shape[0] == 1:
+            return nn.functional.layer_norm(x, x.shape[-1:], self.weight[0, 0], self.bias[0, 0], self.eps)
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+
+
+class Dropout(nn.Module):
+    """Dropout with a rate and a random stream of its own for each head.
+
+    A head's mask depends on nothing but its seed and its own steps, so a head trains the same in
+    every company.
+
+    Args:
+        rate: share of values set to zero, in [0, 1).
+        seed: start of the random stream.
+    """
+
+    def __init__(self, rate: float, *, seed: int) -> None:
+        super().__init__()
+        self.rates = [rate]
+        self.seeds = [seed]
+        self._generators: list[torch.Generator] = []
+
+    def forward(self, x: Float[Tensor, "#head row width"]) -> Float[Tensor, "head row width"]:
+        """Drops values while training; returns the input itself otherwise."""
+        if not self.training or not any(self.rates):
+            return x
+        return x * torch.cat([self._mask(k, x) for k in range(len(self.rates))])
+
+    def _mask(self, head: int, x: Tensor) -> Tensor:
+        if len(self._generators) != len(self.seeds):
+            self._generators = [torch.Generator(x.device).manual_seed(s) for s in self.seeds]
+        keep = 1.0 - self.rates[head]
+        mask = torch.empty(1, *x.shape[1:], device=x.device, dtype=x.dtype)
+        return mask.bernoulli_(keep, generator=self._generators[head]).div_(keep)
+
+
+def stack(parts: Sequence[Module]) -> Module:
+    """Joins parts of one shape into one part with a head axis as long as all of theirs together.
+
+    Args:
+        parts: modules built alike (same class, same sizes), each with its own values.
+
+    Raises:
+        ValueError: there is no part.
+    """
+    if not parts:
+        raise ValueError("a stack needs at least one part")
+    joined = copy.deepcopy(parts[0])
+    for module, *same in zip(joined.modules(), *(part.modules() for part in parts), strict=True):
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                values = torch.cat([getattr(m, name).detach() for m in same])
+                setattr(module, name, nn.Parameter(values))
+        for name in module._buffers:
+            setattr(module, name, torch.cat([getattr(m, name) for m in same]))
+        if isinstance(module, Dropout):
+            dropouts = [m for m in same if isinstance(m, Dropout)]
+            module.rates = [rate for m in dropouts for rate in m.rates]
+            module.seeds = [seed for m in dropouts for seed in m.seeds]
+    return joined
+
+
+def unstack(part: Module, head: int) -> Module:
+    """Takes one head out of a stack, as a stack of one that shares no memory with it."""
+    single = copy.deepcopy(part)
+    for module in single.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                setattr(module, name, nn.Parameter(parameter.detach()[head : head + 1].clone()))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                setattr(module, name, buffer[head : head + 1].clone())
+        if isinstance(module, Dropout):
+            module.rates = module.rates[head : head + 1]
+            module.seeds = module.seeds[head : head + 1]
+            module._generators = []
+    return single
