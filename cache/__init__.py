@@ -1,0 +1,27 @@
+"""The bank: every layer's token states of one data set, in a chunked Zarr store.
+
+Knows numpy, Zarr and Dask; knows no encoder, no head, no torch.
+"""
+
+from cache.errors import BankIncomplete, BankLocked, CacheError, CorruptChunk
+from cache.layout import EncoderRecord, Kind, Recipe
+from cache.reader import Bank, Split, open_bank
+from cache.skeleton import Rows
+from cache.targets import Target
+from cache.writer import Writer
+
+__all__ = [
+    "Bank",
+    "BankIncomplete",
+    "BankLocked",
+    "CacheError",
+    "CorruptChunk",
+    "EncoderRecord",
+    "Kind",
+    "Recipe",
+    "Rows",
+    "Split",
+    "Target",
+    "Writer",
+    "open_bank",
+]

@@ -1,0 +1,17 @@
+"""What the bank says when it cannot do what was asked. One root, caught once in ``cli.py``."""
+
+
+class CacheError(Exception):
+    """A foreseen failure: one line that says what was asked, what was found, what to do."""
+
+
+class BankIncomplete(CacheError):
+    """The bank's extraction has not ended."""
+
+
+class BankLocked(CacheError):
+    """Another process is writing into the bank."""
+
+
+class CorruptChunk(CacheError):
+    """The bytes of a chunk are not those that were written."""

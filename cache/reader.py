@@ -1,0 +1,317 @@
+"""Reads a bank: by blocks in sequence, by any tokens, or as one numpy or Dask array.
+
+An uncompressed chunk on a local disk is a raw C-order file, so it is mapped and nothing is copied; its
+CRC-32C is checked when it is first touched. Every other chunk goes through Zarr, which checks it too.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Int, Shaped, UInt64
+from numpy import ndarray
+
+from cache import codecs, store, targets
+from cache.errors import BankIncomplete, CacheError
+from cache.layout import STATES, Recipe
+from cache.skeleton import check_version
+
+_MAPPED_CHUNKS = 16_384
+"""Chunks kept mapped at a time; Linux allows a process 65,530 maps by default."""
+
+
+class Split:
+    """One split of a bank, read only. Made by `Bank.split`."""
+
+    def __init__(self, name: str, group: zarr.Group, recipe: Recipe, root: Path | None) -> None:
+        self.name = name
+        self.group = group
+        self.recipe = recipe
+        self.layers: tuple[int, ...] = recipe.layers
+        self.width = recipe.encoder.width
+        self.dtype = codecs.numpy_dtype(recipe.dtype)
+        self.block_tokens = int(group.attrs["block_tokens"])
+        self.n_blocks = int(group.attrs["n_blocks"])
+        self.n_examples = int(group.attrs["n_examples"])
+        self.n_tokens = int(group.attrs["n_tokens"])
+        self._root = root if recipe.codec == "none" else None
+        self.chunk: Callable[[int, int], Shaped[ndarray, "token width"]] = lru_cache(_MAPPED_CHUNKS)(
+            self._open_chunk
+        )
+
+    @cached_property
+    def start(self) -> Int[ndarray, " example"]:
+        """First token of each example, on the token axis that includes fill."""
+        return self._example_array("start")
+
+    @cached_property
+    def length(self) -> Int[ndarray, " example"]:
+        """Number of kept tokens of each example."""
+        return self._example_array("length")
+
+    @cached_property
+    def n_words(self) -> Int[ndarray, " example"]:
+        """Number of words of each example in the source, those cut off included."""
+        return self._example_array("n_words")
+
+    @cached_property
+    def row(self) -> Int[ndarray, " example"]:
+        """Row of each example in the source."""
+        return self._example_array("row")
+
+    @cached_property
+    def text_hash(self) -> UInt64[ndarray, " example"]:
+        """Hash of each example's text, see `cache.fingerprint.hash_texts`."""
+        return self._example_array("text_hash")
+
+    @cached_property
+    def input_ids(self) -> Int[ndarray, " token"]:
+        """Token ids on the token axis, 0 in fill."""
+        return self._token_array("input_ids")
+
+    @cached_property
+    def word_id(self) -> Int[ndarray, " token"]:
+        """Word of each token within its example, -1 for special tokens and fill."""
+        return self._token_array("word_id")
+
+    @cached_property
+    def kind(self) -> Int[ndarray, " token"]:
+        """What each token is, see `cache.layout.Kind`."""
+        return self._token_array("kind")
+
+    def take(
+        self, tokens: Int[ndarray, " token"], layers: Sequence[int] | None = None
+    ) -> Shaped[ndarray, "layer token width"]:
+        """Copies the states of some tokens.
+
+        Args:
+            tokens: positions on the token axis; ascending ones are read fastest.
+            layers: numbers of kept layers, all by default.
+
+        Raises:
+            CorruptChunk: a chunk is damaged.
+            CacheError: a layer is not kept.
+        """
+        indices = self.layer_indices(layers)
+        out = np.empty((len(indices), len(tokens), self.width), self.dtype)
+        block = tokens // self.block_tokens
+        cuts = np.flatnonzero(np.diff(block)) + 1
+        runs = np.split(np.arange(len(tokens)), cuts) if len(tokens) else []
+        for run in runs:
+            number = int(block[run[0]])
+            here = slice(int(run[0]), int(run[-1]) + 1)
+            inside = tokens[here] - number * self.block_tokens
+            for k, index in enumerate(indices):
+                np.take(self.chunk(index, number), inside, axis=0, out=out[k, here], mode="clip")
+        return out
+
+    def gather(
+        self, examples: Sequence[int] | Int[ndarray, " chosen"], layers: Sequence[int] | None = None
+    ) -> tuple[Shaped[ndarray, "layer token width"], Int[ndarray, " chosen"]]:
+        """Copies the states of any examples, one after the other, and their lengths."""
+        chosen = np.asarray(examples, dtype=np.int64)
+        lengths = self.length[chosen]
+        return self.take(targets.ranges(self.start[chosen], lengths), layers), lengths
+
+    def blocks(
+        self, layers: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, list[Shaped[ndarray, "token width"]]]]:
+        """Streams the split: each block's number and its layers, mapped where that is possible.
+
+        Blocks come in their order, which is a random order of the rows. Fill is included.
+        """
+        indices = self.layer_indices(layers)
+        for block in range(self.n_blocks):
+            yield block, [self.chunk(index, block) for index in indices]
+
+    def numpy(self, layers: Sequence[int] | None = None) -> Shaped[ndarray, "layer token width"]:
+        """Copies the whole split, fill included, so that `start` and `length` index it."""
+        indices = self.layer_indices(layers)
+        out = np.empty((len(indices), self.n_blocks * self.block_tokens, self.width), self.dtype)
+        for block, chunks in self.blocks(layers):
+            here = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
+            for k, chunk in enumerate(chunks):
+                out[k, here] = chunk
+        return out
+
+    def dask(self, layers: Sequence[int] | None = None) -> Any:
+        """The whole split as a lazy `dask.array` in ``layer token width``, one chunk a stored chunk."""
+        import dask.array
+
+        whole = dask.array.map_blocks(
+            _dask_chunk,
+            chunks=((1,) * len(self.layers), (self.block_tokens,) * self.n_blocks, (self.width,)),
+            dtype=self.dtype,
+            split=self,
+        )
+        return whole[self.layer_indices(layers)]
+
+    def layer_indices(self, layers: Sequence[int] | None) -> list[int]:
+        """Positions of layer numbers on the bank's layer axis.
+
+        Raises:
+            CacheError: a layer is not kept.
+        """
+        wanted = self.layers if layers is None else tuple(layers)
+        lacking = [layer for layer in wanted if layer not in self.layers]
+        if lacking:
+            raise CacheError(
+                f"layer {lacking[0]} is not in the bank, which keeps layers "
+                f"{', '.join(map(str, self.layers))}: extract with --layers all"
+            )
+        return [self.layers.index(layer) for layer in wanted]
+
+    def target_names(self) -> dict[str, dict[str, Any]]:
+        """The targets of this split, each with its kind and number of classes."""
+        return targets.target_names(self.group)
+
+    def target(self, name: str) -> targets.Target:
+        """A target in the order of the examples.
+
+        Raises:
+            CacheError: there is no such target, or it is damaged.
+        """
+        known = self.target_names()
+        if name not in known:
+            have = ", ".join(known) or "none"
+            raise CacheError(
+                f"split {self.name} has no target {name!r}, it has: {have}. "
+                "Add it with 'layerbank label STORE DATA --target " + name + "'"
+            )
+        return targets.read_target(self.group, name)
+
+    def check_chunk(self, index: int, block: int) -> None:
+        """Reads one chunk of the states and checks its CRC-32C.
+
+        Raises:
+            CorruptChunk: it is damaged.
+        """
+        self._open_chunk(index, block)
+
+    def _open_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
+        if self._root is None:
+            return self._read_chunk(index, block)
+        path = store.chunk_path(self._root, self.name, STATES, index, block, 0)
+        size = self.block_tokens * self.width * self.dtype.itemsize
+        try:
+            # Copy on write: torch takes writable memory only, and the file stays as it is.
+            mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        except (OSError, ValueError) as error:
+            raise self._corrupt(index, block, store.one_line(error)) from error
+        if len(mapped) != size + store.CRC_BYTES:
+            raise self._corrupt(index, block, f"{len(mapped)} bytes of {size + store.CRC_BYTES}")
+        whole = np.asarray(mapped)
+        if not store.checksum_fits(whole):
+            raise self._corrupt(index, block, "its CRC-32C does not fit")
+        return whole[:size].view(self.dtype).reshape(self.block_tokens, self.width)
+
+    def _read_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
+        tokens = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
+        try:
+            return np.asarray(self.group[STATES][index, tokens])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise self._corrupt(index, block, store.one_line(error)) from error
+
+    def _corrupt(self, index: int, block: int, reason: str) -> CacheError:
+        return store.corrupt(self.name, STATES, block, reason, layer=self.layers[index])
+
+    def _example_array(self, name: str) -> ndarray:
+        try:
+            return np.asarray(self.group[name][:])
+        except (ValueError, KeyError, OSError) as error:
+            raise CacheError(
+                f"{self.name}/{name} is damaged ({store.one_line(error)}): run the same "
+                "'layerbank extract' again"
+            ) from error
+
+    def _token_array(self, name: str) -> ndarray:
+        try:
+            return np.asarray(self.group[name][:])
+        except (ValueError, KeyError, OSError) as error:
+            raise store.corrupt(self.name, name, self._bad_block(name), store.one_line(error)) from error
+
+    def _bad_block(self, name: str) -> int:
+        for block in range(self.n_blocks):
+            try:
+                _ = self.group[name][block * self.block_tokens : (block + 1) * self.block_tokens]
+            except (ValueError, RuntimeError, OSError):
+                return block
+        return 0
+
+
+def _dask_chunk(*, split: Split, block_info: Mapping[Any, Any]) -> Shaped[ndarray, "1 token width"]:
+    index, block, _ = block_info[None]["chunk-location"]
+    return split.chunk(index, block)[None]
+
+
+class Bank:
+    """An extraction, read only. Made by `open_bank`."""
+
+    def __init__(self, path: str, root: zarr.Group) -> None:
+        self.path = path
+        self.attrs: dict[str, Any] = dict(root.attrs)
+        self.recipe = Recipe.from_attrs(self.attrs)
+        self.fingerprint: str = self.attrs["fingerprint"]
+        self._root = root
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, train, dev and test first."""
+        usual = {"train": 0, "dev": 1, "test": 2}
+        return sorted(
+            (name for name, _ in self._root.groups()), key=lambda name: (usual.get(name, 3), name)
+        )
+
+    def split(self, name: str) -> Split:
+        """Opens a split.
+
+        Raises:
+            CacheError: there is no such split.
+        """
+        if name not in self.splits:
+            raise CacheError(f"{self.path} has no split {name!r}, it has: {', '.join(self.splits)}")
+        return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+
+    def writable_split(self, name: str) -> zarr.Group:
+        """The Zarr group of a split, to add a target to."""
+        return store.open_root(self.path, "r+")[name]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes the bank takes on a local disk, 0 elsewhere."""
+        root = store.local_path(self.path)
+        return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root else 0
+
+
+def open_bank(path: str, *, allow_incomplete: bool = False) -> Bank:
+    """Opens a bank to read.
+
+    Args:
+        path: its folder, or a URL that Zarr opens.
+        allow_incomplete: also open a bank whose extraction has not ended.
+
+    Raises:
+        CacheError: there is no bank, or one of another format version.
+        BankIncomplete: its extraction has not ended.
+    """
+    root = store.open_root(path, "r")
+    attrs = dict(root.attrs)
+    if "format_version" not in attrs:
+        raise CacheError(f"{path} is a Zarr group, but no bank: make one with 'layerbank extract'")
+    check_version(path, attrs)
+    if "fingerprint" not in attrs or not (attrs.get("complete") or allow_incomplete):
+        raise BankIncomplete(f"{path} is not complete: run the same 'layerbank extract' again to end it")
+    return Bank(path, root)
+
+
+def is_bank(path: Path) -> bool:
+    """Whether a folder holds a bank, complete or not."""
+    if not (path / "zarr.json").is_file():
+        return False
+    try:
+        return "format_version" in dict(store.open_root(str(path), "r").attrs)
+    except CacheError:
+        return False

@@ -1,0 +1,200 @@
+"""A bank before its first block: its groups, its empty arrays, and where every example will lie."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Int, UInt64
+from numpy import ndarray
+
+from cache import codecs, fingerprint, layout, store
+from cache.errors import CacheError
+from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
+from cache.plan import Plan
+
+_DECISIVE = ("tokenizer_sha256", "columns", "max_length", "keep", "layers", "dtype", "seed", "codec")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What must be known of a split's rows before its plan can be made; all in row order."""
+
+    length: Int[ndarray, " row"]  # tokens that are kept
+    n_words: Int[ndarray, " row"]
+    text_hash: UInt64[ndarray, " row"]
+
+
+def is_planned(path: Path) -> bool:
+    """Whether a bank's plan stands there whole; clears away one that was cut off.
+
+    Raises:
+        CacheError: the folder holds something that is no bank.
+    """
+    if not path.exists() or all(child.suffix == store.PARTIAL for child in path.iterdir()):
+        return False
+    if not (path / "zarr.json").exists():
+        raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
+    attrs = dict(store.open_root(str(path), "r").attrs)
+    if "format_version" not in attrs:
+        raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
+    if "fingerprint" not in attrs:
+        _clear(path)
+        return False
+    return True
+
+
+def _clear(path: Path) -> None:
+    """Removes a plan that was cut off, its root last: cut off again, it is still known for one."""
+    for child in path.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child)
+    (path / "zarr.json").unlink()
+
+
+def make(
+    path: Path,
+    recipe: Recipe,
+    plans: Mapping[str, Plan],
+    rows: Mapping[str, Rows],
+    versions: Mapping[str, str],
+) -> None:
+    """Makes groups, arrays and plan; the fingerprint comes last and says that they are whole."""
+    root = zarr.create_group(
+        str(path), attributes={"format_version": layout.FORMAT_VERSION, "complete": False}
+    )
+    for name, plan in plans.items():
+        _make_split(root, name, recipe, plan, rows[name])
+    root.attrs.update(
+        {
+            **recipe.to_attrs(),
+            "versions": dict(versions),
+            "fingerprint": fingerprint.bank_fingerprint(recipe, _row_fingerprints(rows)),
+        }
+    )
+
+
+def _make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Rows) -> None:
+    attrs = {
+        "n_examples": len(plan.row),
+        "n_tokens": int(plan.length.sum()),
+        "n_blocks": plan.n_blocks,
+        "block_tokens": plan.block_tokens,
+        "fingerprint": fingerprint.rows_fingerprint(rows.text_hash),
+        "complete": False,
+    }
+    group = root.create_group(name, attributes=attrs)
+    room, width = plan.block_tokens, recipe.encoder.width
+    shape, chunks = (len(recipe.layers), plan.n_blocks * room, width), (1, room, width)
+    _make_array(group, STATES, shape, chunks, codecs.numpy_dtype(recipe.dtype), recipe, STATES_AXES)
+    for array, dtype in TOKEN_ARRAYS.items():
+        _make_array(group, array, (plan.n_blocks * room,), (room,), np.dtype(dtype), recipe, ("token",))
+    _write_examples(group, plan, rows)
+
+
+def _make_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    recipe: Recipe,
+    axes: tuple[str, ...],
+) -> None:
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=codecs.bytes_codecs(recipe.codec, dtype),
+        dimension_names=axes,
+        # A chunk that happens to hold zeros alone must exist too: existing is being written.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
+    for array, values in _example_arrays(plan, rows).items():
+        made = group.create_array(
+            array,
+            shape=values.shape,
+            chunks=(max(1, min(2**20, len(values))),),
+            dtype=values.dtype,
+            compressors=codecs.bytes_codecs("none", values.dtype),
+            dimension_names=("example",),
+            overwrite=True,
+        )
+        made[:] = values
+
+
+def _example_arrays(plan: Plan, rows: Rows) -> dict[str, ndarray]:
+    values = {
+        "start": plan.start,
+        "length": plan.length,
+        "n_words": rows.n_words[plan.row],
+        "row": plan.row,
+        "text_hash": rows.text_hash[plan.row],
+    }
+    return {array: values[array].astype(dtype) for array, dtype in layout.EXAMPLE_ARRAYS.items()}
+
+
+def _row_fingerprints(rows: Mapping[str, Rows]) -> dict[str, str]:
+    return {name: fingerprint.rows_fingerprint(split.text_hash) for name, split in rows.items()}
+
+
+def check_same(path: Path, root: zarr.Group, recipe: Recipe, rows: Mapping[str, Rows]) -> None:
+    """Refuses to go on with a bank of another making.
+
+    Raises:
+        CacheError: its format, encoder, choices or rows are not those asked for.
+    """
+    attrs = dict(root.attrs)
+    check_version(str(path), attrs)
+    asked, found = recipe.to_attrs(), Recipe.from_attrs(attrs).to_attrs()
+    if asked["encoder"]["weights_sha256"] != found["encoder"]["weights_sha256"]:
+        raise CacheError(
+            f"{path} was made with another encoder ({found['encoder']['name']}), asked for "
+            f"{asked['encoder']['name']}: name another --store"
+        )
+    for name in (*_DECISIVE, "block_tokens"):
+        if asked[name] != found[name]:
+            raise CacheError(
+                f"{path} was made with {name} = {found[name]}, asked for {asked[name]}: "
+                "ask for the same, or name another --store"
+            )
+    kept = {name: split.attrs["fingerprint"] for name, split in root.groups()}
+    differing = sorted(set(kept.items()) ^ set(_row_fingerprints(rows).items()))
+    if differing:
+        raise CacheError(
+            f"{path} was made from other rows (split {differing[0][0]} differs): name another --store"
+        )
+
+
+def restore_examples(root: zarr.Group, plans: Mapping[str, Plan], rows: Mapping[str, Rows]) -> None:
+    """Writes the small arrays again where they do not read back as planned."""
+    for name, plan in plans.items():
+        group = root[name]
+        try:
+            expected = _example_arrays(plan, rows[name])
+            same = all(np.array_equal(group[array][:], values) for array, values in expected.items())
+        except (ValueError, KeyError, OSError):
+            same = False
+        if not same:
+            _write_examples(group, plan, rows[name])
+
+
+def check_version(path: str, attrs: Mapping[str, Any]) -> None:
+    """Refuses a bank of a format this version does not know.
+
+    Raises:
+        CacheError: the version differs.
+    """
+    found = attrs.get("format_version")
+    if found != layout.FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has bank format {found}, this layerbank knows {layout.FORMAT_VERSION}: "
+            "use the layerbank that made it, or extract again"
+        )

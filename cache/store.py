@@ -1,0 +1,152 @@
+"""Where a bank lies: opening its Zarr groups, the files of its chunks, the lock of its writer."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy import ndarray
+
+from cache.errors import BankLocked, CacheError, CorruptChunk
+
+CRC_BYTES = 4
+PARTIAL = ".partial"
+
+
+def local_path(store: str) -> Path | None:
+    """The folder of a store on a local disk; None for a URL."""
+    if "://" in store:
+        return None
+    return Path(store)
+
+
+def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
+    """The file of one chunk, as Zarr v3's default chunk keys name it."""
+    return root.joinpath(split, array, "c", *(str(i) for i in index))
+
+
+def open_root(store: str, mode: Any) -> zarr.Group:
+    """Opens the root group.
+
+    Raises:
+        CacheError: there is no Zarr group there, or it cannot be read.
+    """
+    try:
+        return zarr.open_group(store, mode=mode)
+    except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
+        raise CacheError(f"no bank at {store}: make one with 'layerbank extract'") from error
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise CacheError(f"{store} cannot be opened as a bank: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def write_chunk(path: Path, values: ndarray) -> None:
+    """Writes an uncompressed chunk and its CRC-32C under a temporary name, then renames it.
+
+    Makes the very bytes that Zarr's ``bytes`` and ``crc32c`` codecs make, without their copies.
+
+    Raises:
+        CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    data = values.view(np.uint8).reshape(-1)
+    checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb", buffering=0) as file:
+            _write_all(file.fileno(), data.data)
+            _write_all(file.fileno(), memoryview(checksum))
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def _write_all(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def disk_error(path: Path, error: OSError) -> CacheError:
+    """What to say when the disk refuses."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return CacheError(
+            f"the disk is full: {path} was not written. What is written is whole: make room, then run the "
+            "same command again to go on"
+        )
+    return CacheError(f"cannot write {path}: {one_line(error)}")
+
+
+def chunk_is_whole(path: Path, n_bytes: int) -> bool:
+    """Whether a chunk file holds what was written into it: its size and its CRC-32C fit."""
+    try:
+        if path.stat().st_size != n_bytes + CRC_BYTES:
+            return False
+        stored = np.fromfile(path, dtype=np.uint8)
+    except OSError:
+        return False
+    return checksum_fits(stored)
+
+
+def checksum_fits(stored: ndarray) -> bool:
+    """Whether the last four bytes are the CRC-32C of those before."""
+    found = int.from_bytes(stored[-CRC_BYTES:].tobytes(), "little")
+    return len(stored) >= CRC_BYTES and int(google_crc32c.value(stored[:-CRC_BYTES])) == found
+
+
+def corrupt(split: str, array: str, block: int, reason: str, layer: int | None = None) -> CorruptChunk:
+    """Names a chunk that is not what was written, and the cure."""
+    where = f"split {split}, " + (f"layer {layer}, " if layer is not None else f"{array}, ")
+    return CorruptChunk(
+        f"{where}block {block} is damaged ({reason}): run the same 'layerbank extract' again, it repairs "
+        "just that block"
+    )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Holds the bank's lock while it is written; a dead process holds none.
+
+    Raises:
+        BankLocked: another living process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _take(lock)
+    except OSError as error:
+        raise disk_error(lock, error) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(lock: Path) -> int:
+    """Locks the file; tries again when another process removed it between opening and locking."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+            os.close(descriptor)
+            raise BankLocked(
+                f"another process (pid {holder}) is writing into {lock.parent / lock.name[1:-5]}: "
+                "wait for it, or end it and run this again"
+            ) from error
+        if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
+            os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
+            return descriptor
+        os.close(descriptor)

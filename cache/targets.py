@@ -1,0 +1,111 @@
+"""Label columns beside the states.
+
+A target is stored in the order in which examples were dealt to blocks, so that streaming a bank reads
+its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, words that
+``max_length`` cut off included.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from jaxtyping import Int, Shaped
+from numpy import ndarray
+from zarr.codecs import Crc32cCodec
+
+from cache.errors import CacheError
+from cache.layout import TARGETS
+
+TargetKind = Literal["class", "tags", "float"]
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One column of labels."""
+
+    name: str
+    kind: TargetKind
+    names: tuple[str, ...]  # names of the classes or tags; () for numbers
+    values: Shaped[ndarray, " unit"]
+    """int32 class id an example or tag id a word, -1 where there is none; float32, NaN where none."""
+
+
+def spans(counts: Int[ndarray, " example"]) -> Int[ndarray, " boundary"]:
+    """Boundaries of consecutive runs: run i is ``[spans[i], spans[i + 1])``.
+
+    >>> spans(np.array([2, 0, 3])).tolist()
+    [0, 2, 2, 5]
+    """
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def ranges(start: Int[ndarray, " run"], count: Int[ndarray, " run"]) -> Int[ndarray, " entry"]:
+    """The numbers start[i] .. start[i] + count[i] - 1 of every run, one run after the other.
+
+    >>> ranges(np.array([7, 2]), np.array([2, 3])).tolist()
+    [7, 8, 2, 3, 4]
+    """
+    ends = np.cumsum(count, dtype=np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.repeat(start.astype(np.int64) - (ends - count), count) + np.arange(total)
+
+
+def reorder_tags(
+    tags: Int[ndarray, " word"], n_words: Int[ndarray, " example"], row: Int[ndarray, " example"]
+) -> Int[ndarray, " word"]:
+    """Tags in row order -> tags in dealt order; `n_words` counts the words of each row."""
+    return tags[ranges(spans(n_words)[:-1][row], n_words[row])]
+
+
+def write_target(split: zarr.Group, target: Target) -> None:
+    """Writes a target, in dealt order, over an earlier one of that name.
+
+    Its attributes come last: a target that was cut off half-way has none and does not count.
+
+    Raises:
+        CacheError: the name cannot name an array.
+    """
+    if "/" in target.name or target.name.startswith("."):
+        raise CacheError(f"target {target.name!r} cannot be stored under that name: rename the column")
+    group = split.require_group(TARGETS)
+    array = group.create_array(
+        target.name,
+        shape=target.values.shape,
+        chunks=(max(1, min(_CHUNK, len(target.values))),),
+        dtype=target.values.dtype,
+        compressors=[Crc32cCodec()],
+        dimension_names=("word" if target.kind == "tags" else "example",),
+        overwrite=True,
+    )
+    array[:] = target.values
+    array.attrs.update({"kind": target.kind, "names": list(target.names)})
+
+
+def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:
+    """Names of the targets a split has, each with its kind and its number of classes."""
+    if TARGETS not in split:
+        return {}
+    arrays = dict(split[TARGETS].arrays())
+    return {
+        name: {"kind": array.attrs["kind"], "classes": len(array.attrs["names"])}
+        for name, array in sorted(arrays.items())
+        if "kind" in array.attrs
+    }
+
+
+def read_target(split: zarr.Group, name: str) -> Target:
+    """Reads a target, in dealt order.
+
+    Raises:
+        CacheError: the target is damaged.
+    """
+    array = split[f"{TARGETS}/{name}"]
+    try:
+        values = np.asarray(array[:])
+    except ValueError as error:
+        where = f"{split.name.strip('/')}/{TARGETS}/{name}"
+        raise CacheError(f"{where} is damaged: write it again with 'layerbank label'") from error
+    return Target(name=name, kind=array.attrs["kind"], names=tuple(array.attrs["names"]), values=values)

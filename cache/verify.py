@@ -1,0 +1,56 @@
+"""Checks every byte of a bank against its checksums."""
+
+from dataclasses import dataclass
+
+from cache.errors import CacheError
+from cache.layout import EXAMPLE_ARRAYS, TOKEN_ARRAYS
+from cache.reader import Bank, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a check found."""
+
+    blocks: int  # blocks looked at
+    bad: list[str]  # one line for each thing that is damaged: split, layer, block, reason, cure
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.bad
+
+
+def verify(bank: Bank) -> Report:
+    """Reads every chunk of every array and checks its CRC-32C."""
+    blocks, bad = 0, []
+    for name in bank.splits:
+        split = bank.split(name)
+        blocks += split.n_blocks
+        bad += _small_arrays(split) + _states(split)
+    return Report(blocks=blocks, bad=bad)
+
+
+def _states(split: Split) -> list[str]:
+    bad = []
+    for block in range(split.n_blocks):
+        for index in range(len(split.layers)):
+            try:
+                split.check_chunk(index, block)
+            except CacheError as error:
+                bad.append(str(error))
+    return bad
+
+
+def _small_arrays(split: Split) -> list[str]:
+    bad = []
+    for name in (*EXAMPLE_ARRAYS, *TOKEN_ARRAYS):
+        try:
+            getattr(split, name)
+        except CacheError as error:
+            bad.append(str(error))
+    for target in split.target_names():
+        try:
+            split.target(target)
+        except CacheError as error:
+            bad.append(str(error))
+    return bad

@@ -1,0 +1,226 @@
+"""Writes a bank: first its plan, then its blocks in any order, completion last.
+
+A block is whole or absent: each chunk is written under a temporary name and renamed, and a run that
+was killed leaves nothing that counts. Opening the writer again on the same rows goes on where it ended.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import zarr
+from jaxtyping import Shaped
+from numpy import ndarray
+
+from cache import codecs, skeleton, store, targets
+from cache.errors import CacheError
+from cache.layout import STATES, TOKEN_ARRAYS, Recipe
+from cache.plan import Plan, deal
+from cache.skeleton import Rows
+
+_REPORTED = ("zarr", "numcodecs", "numpy")
+
+
+class Writer:
+    """One bank being written. Use it as a context manager: it holds the bank's lock meanwhile.
+
+    Args:
+        path: folder of the bank; made when it is not there.
+        recipe: what the bank is made with.
+        rows: the rows of each split.
+        versions: versions of the packages that take part, for the record.
+
+    Raises:
+        CacheError: the folder holds something else, or a bank of another recipe or of other rows.
+        BankLocked: another process is writing into it.
+    """
+
+    def __init__(
+        self, path: str, recipe: Recipe, rows: Mapping[str, Rows], versions: Mapping[str, str] | None = None
+    ) -> None:
+        found = store.local_path(path)
+        if found is None:
+            raise CacheError(f"--store {path}: this version writes banks to local folders only")
+        self.path: Path = found
+        self.recipe = recipe
+        self.rows = dict(rows)
+        self.plans: dict[str, Plan] = {
+            name: deal(split.length, block_tokens=recipe.block_tokens, seed=recipe.seed)
+            for name, split in rows.items()
+        }
+        self._dtype = codecs.numpy_dtype(recipe.dtype)
+        self._versions = {name: version(name) for name in _REPORTED} | dict(versions or {})
+        self._exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Takes the lock, then makes the bank or checks that the one there is of the same making."""
+        self._exit.enter_context(store.writing(self.path))
+        try:
+            self._root = self._open()
+        except BaseException:
+            self._exit.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives the lock back."""
+        self._exit.close()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bank was complete when it was opened, and no block has been found bad since."""
+        return bool(self._root.attrs["complete"])
+
+    def missing(self, split: str) -> list[int]:
+        """Blocks that are absent, cut short or damaged. Reads every chunk once."""
+        plan = self.plans[split]
+        bad = [block for block in range(plan.n_blocks) if not self._block_is_whole(split, block)]
+        if bad and self.complete:
+            self._mark(complete=False)
+        return bad
+
+    def block_buffer(self, split: str) -> Shaped[ndarray, "layer token width"]:
+        """A zeroed buffer of a block's shape and type, to be filled and reused."""
+        room = self.plans[split].block_tokens
+        return np.zeros((len(self.recipe.layers), room, self.recipe.encoder.width), self._dtype)
+
+    def write_block(
+        self,
+        split: str,
+        block: int,
+        states: Shaped[ndarray, "layer token width"],
+        tokens: Mapping[str, Shaped[ndarray, " token"]],
+    ) -> int:
+        """Writes one block. Writing it again, from any process, makes the same files.
+
+        Args:
+            split: its split.
+            block: its number.
+            states: the states of the bank's layers, as long as the block has room; fill is zero.
+            tokens: `input_ids`, `word_id` and `kind` of the same tokens.
+
+        Returns:
+            Bytes written.
+
+        Raises:
+            CacheError: a state is NaN, infinite or too large for the dtype, or the disk refused.
+        """
+        self._check_finite(split, block, states)
+        written = 0
+        for index in range(len(states)):
+            written += self._write(split, STATES, (index, block, 0), states[index : index + 1])
+        for name, dtype in TOKEN_ARRAYS.items():
+            written += self._write(split, name, (block,), np.asarray(tokens[name], dtype))
+        return written
+
+    def write_target(
+        self, split: str, name: str, kind: Any, names: tuple[str, ...], values: ndarray
+    ) -> None:
+        """Writes labels given in row order: one a row, or for tags one a word."""
+        plan = self.plans[split]
+        if kind == "tags":
+            dealt = targets.reorder_tags(values, self.rows[split].n_words, plan.row)
+        else:
+            dealt = values[plan.row]
+        target = targets.Target(name=name, kind=kind, names=names, values=dealt)
+        targets.write_target(self._root[split], target)
+
+    def finish(self, attrs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Marks every split and then the bank complete.
+
+        Args:
+            attrs: further attributes of each split, such as counts.
+        """
+        for name in self.plans:
+            self._root[name].attrs.update({**dict((attrs or {}).get(name, {})), "complete": True})
+        self._mark(complete=True)
+
+    def _mark(self, *, complete: bool) -> None:
+        self._root.attrs.update({"complete": complete})
+
+    def _open(self) -> zarr.Group:
+        try:
+            if not skeleton.is_planned(self.path):
+                skeleton.make(self.path, self.recipe, self.plans, self.rows, self._versions)
+            for leftover in self.path.rglob(f"*{store.PARTIAL}"):
+                leftover.unlink()
+            root = store.open_root(str(self.path), "r+")
+            skeleton.check_same(self.path, root, self.recipe, self.rows)
+            skeleton.restore_examples(root, self.plans, self.rows)
+        except OSError as error:
+            raise store.disk_error(self.path, error) from error
+        return root
+
+    def _block_is_whole(self, split: str, block: int) -> bool:
+        if self.recipe.codec != "none":
+            return self._reads_back(split, block)
+        plan, width = self.plans[split], self.recipe.encoder.width
+        state_bytes = plan.block_tokens * width * self._dtype.itemsize
+        files = {
+            store.chunk_path(self.path, split, STATES, index, block, 0): state_bytes
+            for index in range(len(self.recipe.layers))
+        }
+        for name, dtype in TOKEN_ARRAYS.items():
+            path = store.chunk_path(self.path, split, name, block)
+            files[path] = plan.block_tokens * np.dtype(dtype).itemsize
+        return all(store.chunk_is_whole(path, n_bytes) for path, n_bytes in files.items())
+
+    def _reads_back(self, split: str, block: int) -> bool:
+        group, room = self._root[split], self.plans[split].block_tokens
+        layers = range(len(self.recipe.layers))
+        keys = [(STATES, (layer, block, 0)) for layer in layers] + [
+            (name, (block,)) for name in TOKEN_ARRAYS
+        ]
+        if not all(store.chunk_path(self.path, split, array, *index).exists() for array, index in keys):
+            return False
+        tokens = slice(block * room, (block + 1) * room)
+        try:
+            for layer in layers:
+                _ = group[STATES][layer, tokens]
+            for name in TOKEN_ARRAYS:
+                _ = group[name][tokens]
+        except (ValueError, RuntimeError, OSError):
+            return False
+        return True
+
+    def _write(self, split: str, array: str, index: tuple[int, ...], values: ndarray) -> int:
+        if self.recipe.codec == "none":
+            store.write_chunk(store.chunk_path(self.path, split, array, *index), values)
+            return int(values.nbytes)
+        block = index[1] if array == STATES else index[0]
+        room = self.plans[split].block_tokens
+        tokens = slice(block * room, (block + 1) * room)
+        try:
+            self._root[split][array][(index[0], tokens) if array == STATES else tokens] = (
+                values[0] if array == STATES else values
+            )
+        except OSError as error:
+            raise store.disk_error(self.path, error) from error
+        return store.chunk_path(self.path, split, array, *index).stat().st_size
+
+    def _check_finite(self, split: str, block: int, states: ndarray) -> None:
+        for index, layer in enumerate(self.recipe.layers):
+            token = codecs.first_nonfinite(states[index])
+            if token is not None:
+                cure = (
+                    "--dtype bfloat16 or float32" if self.recipe.dtype == "float16" else "another encoder"
+                )
+                raise CacheError(
+                    f"layer {layer} has a state that is NaN, infinite or too large for {self.recipe.dtype} "
+                    f"(split {split}, block {block}, token {token}, source row "
+                    f"{self._row_of(split, block, token)}): use {cure}"
+                )
+
+    def _row_of(self, split: str, block: int, token: int) -> int:
+        plan = self.plans[split]
+        at = np.searchsorted(plan.start, block * plan.block_tokens + token, side="right") - 1
+        return int(plan.row[at])
