@@ -24,9 +24,9 @@ class Plan:
         """Number of blocks."""
         return len(self.first) - 1
 
-    def examples(self, block: int) -> range:
+    def examples(self, block: int) -> slice:
         """The examples of a block."""
-        return range(int(self.first[block]), int(self.first[block + 1]))
+        return slice(int(self.first[block]), int(self.first[block + 1]))
 
 
 def deal(lengths: Int[ndarray, " example"], *, block_tokens: int, seed: int) -> Plan:

@@ -18,6 +18,9 @@ from cache.plan import Plan
 
 _DECISIVE = ("tokenizer_sha256", "columns", "max_length", "keep", "layers", "dtype", "seed", "codec")
 
+_PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
+"""The root's attributes while the plan is being written: a folder with just these may be cleared."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -39,11 +42,14 @@ def is_planned(path: Path) -> bool:
     if not (path / "zarr.json").exists():
         raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
     attrs = dict(store.open_root(str(path), "r").attrs)
-    if "format_version" not in attrs:
-        raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
-    if "fingerprint" not in attrs:
+    if attrs == _PLANNING:
         _clear(path)
         return False
+    if "format_version" not in attrs:
+        raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
+    check_version(str(path), attrs)
+    if "fingerprint" not in attrs:
+        raise CacheError(f"--store {path}: a damaged bank or none: name another folder")
     return True
 
 
@@ -63,9 +69,7 @@ def make(
     versions: Mapping[str, str],
 ) -> None:
     """Makes groups, arrays and plan; the fingerprint comes last and says that they are whole."""
-    root = zarr.create_group(
-        str(path), attributes={"format_version": layout.FORMAT_VERSION, "complete": False}
-    )
+    root = zarr.create_group(str(path), attributes=dict(_PLANNING))
     for name, plan in plans.items():
         _make_split(root, name, recipe, plan, rows[name])
     root.attrs.update(
@@ -126,6 +130,7 @@ def _write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
             compressors=codecs.bytes_codecs("none", values.dtype),
             dimension_names=("example",),
             overwrite=True,
+            config={"write_empty_chunks": True},
         )
         made[:] = values
 
@@ -174,16 +179,24 @@ def check_same(path: Path, root: zarr.Group, recipe: Recipe, rows: Mapping[str, 
 
 
 def restore_examples(root: zarr.Group, plans: Mapping[str, Plan], rows: Mapping[str, Rows]) -> None:
-    """Writes the small arrays again where they do not read back as planned."""
+    """Writes the small arrays again where they do not read back.
+
+    Raises:
+        CacheError: they read back, but as another plan, which the blocks follow that are there.
+    """
     for name, plan in plans.items():
-        group = root[name]
+        group, expected = root[name], _example_arrays(plan, rows[name])
         try:
-            expected = _example_arrays(plan, rows[name])
-            same = all(np.array_equal(group[array][:], values) for array, values in expected.items())
-        except (ValueError, KeyError, OSError):
-            same = False
-        if not same:
+            found = {array: store.read_whole(group[array]) for array in expected}
+        except store.UNREADABLE:
             _write_examples(group, plan, rows[name])
+            continue
+        for array, values in expected.items():
+            if not np.array_equal(found[array], values):
+                raise CacheError(
+                    f"split {name} of the bank was dealt another way ({array} differs), by other versions "
+                    f"of its packages ({root.attrs['versions']}): use those, or name another --store"
+                )
 
 
 def check_version(path: str, attrs: Mapping[str, Any]) -> None:

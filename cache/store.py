@@ -2,21 +2,32 @@
 
 import errno
 import fcntl
+import mmap
 import os
+import resource
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 import zarr
+from jaxtyping import UInt8
 from numpy import ndarray
+from zarr.core.sync import sync
 
 from cache.errors import BankLocked, CacheError, CorruptChunk
 
 CRC_BYTES = 4
 PARTIAL = ".partial"
+
+UNREADABLE = (ValueError, RuntimeError, KeyError, OSError)
+"""What Zarr raises on bytes that are not those that were written."""
+
+_MAPS = 16_384
+"""Files kept mapped at a time; Linux allows a process 65,530 maps by default."""
 
 
 def local_path(store: str) -> Path | None:
@@ -29,6 +40,46 @@ def local_path(store: str) -> Path | None:
 def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
     """The file of one chunk, as Zarr v3's default chunk keys name it."""
     return root.joinpath(split, array, "c", *(str(i) for i in index))
+
+
+def chunk_is_there(group: zarr.Group, array: str, *index: int) -> bool:
+    """Whether a chunk is stored at all: Zarr reads an absent one as zeros."""
+    key = "/".join((group.path, array, "c", *map(str, index)))
+    return bool(sync(group.store.exists(key)))
+
+
+def read_whole(array: zarr.Array) -> ndarray:
+    """Reads an array. All chunks of a bank are stored, so an absent one is damage and no fill.
+
+    Raises:
+        UNREADABLE: some of it is damaged.
+    """
+    if array.nchunks_initialized < array.nchunks:
+        raise FileNotFoundError(f"{array.nchunks - array.nchunks_initialized} chunks are not there")
+    return np.asarray(array[:])
+
+
+def map_file(path: Path) -> UInt8[ndarray, " byte"]:
+    """Maps a file, copy on write: torch takes writable memory only, and the file stays as it is."""
+    untracked: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY, **untracked), np.uint8)
+
+
+def mappable_files() -> int:
+    """How many files a reader may keep mapped.
+
+    Before Python 3.13 a map holds a file descriptor. A process gets 1,024 of them unless it asks for
+    more, which is done here, as other language runtimes do when they start.
+    """
+    if sys.version_info >= (3, 13):
+        return _MAPS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * _MAPS if hard == resource.RLIM_INFINITY else min(hard, 4 * _MAPS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return _MAPS if soft == resource.RLIM_INFINITY else min(_MAPS, soft // 4)
 
 
 def open_root(store: str, mode: Any) -> zarr.Group:
@@ -68,7 +119,8 @@ def write_chunk(path: Path, values: ndarray) -> None:
             _write_all(file.fileno(), memoryview(checksum))
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise disk_error(path, error) from error
 
 
@@ -120,6 +172,8 @@ def writing(path: Path) -> Iterator[None]:
     Raises:
         BankLocked: another living process holds it.
     """
+    # One bank has one lock, whichever of its names it was asked for under.
+    path = path.resolve()
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +200,8 @@ def _take(lock: Path) -> int:
                 f"another process (pid {holder}) is writing into {lock.parent / lock.name[1:-5]}: "
                 "wait for it, or end it and run this again"
             ) from error
-        if lock.exists() and os.fstat(descriptor).st_ino == lock.stat().st_ino:
-            os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
-            return descriptor
+        with suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == lock.stat().st_ino:
+                os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
+                return descriptor
         os.close(descriptor)

@@ -6,6 +6,7 @@ its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, wor
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Int, Shaped
 from numpy import ndarray
 from zarr.codecs import Crc32cCodec
 
+from cache import store
 from cache.errors import CacheError
 from cache.layout import TARGETS
 
@@ -31,6 +33,9 @@ class Target:
     names: tuple[str, ...]  # names of the classes or tags; () for numbers
     values: Shaped[ndarray, " unit"]
     """int32 class id an example or tag id a word, -1 where there is none; float32, NaN where none."""
+
+    metric: str | None = None
+    """The score its task is known by."""
 
 
 def spans(counts: Int[ndarray, " example"]) -> Int[ndarray, " boundary"]:
@@ -66,22 +71,26 @@ def write_target(split: zarr.Group, target: Target) -> None:
     Its attributes come last: a target that was cut off half-way has none and does not count.
 
     Raises:
-        CacheError: the name cannot name an array.
+        CacheError: the name cannot name an array, or the disk refused.
     """
-    if "/" in target.name or target.name.startswith("."):
+    reserved = target.name.startswith((".", "__")) or target.name in ("", "zarr.json")
+    if reserved or "/" in target.name or "\\" in target.name:
         raise CacheError(f"target {target.name!r} cannot be stored under that name: rename the column")
-    group = split.require_group(TARGETS)
-    array = group.create_array(
-        target.name,
-        shape=target.values.shape,
-        chunks=(max(1, min(_CHUNK, len(target.values))),),
-        dtype=target.values.dtype,
-        compressors=[Crc32cCodec()],
-        dimension_names=("word" if target.kind == "tags" else "example",),
-        overwrite=True,
-    )
-    array[:] = target.values
-    array.attrs.update({"kind": target.kind, "names": list(target.names)})
+    try:
+        array = split.require_group(TARGETS).create_array(
+            target.name,
+            shape=target.values.shape,
+            chunks=(max(1, min(_CHUNK, len(target.values))),),
+            dtype=target.values.dtype,
+            compressors=[Crc32cCodec()],
+            dimension_names=("word" if target.kind == "tags" else "example",),
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
+        array[:] = target.values
+        array.attrs.update({"kind": target.kind, "names": list(target.names), "metric": target.metric})
+    except OSError as error:
+        raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
 
 def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:
@@ -104,8 +113,15 @@ def read_target(split: zarr.Group, name: str) -> Target:
     """
     array = split[f"{TARGETS}/{name}"]
     try:
-        values = np.asarray(array[:])
-    except ValueError as error:
-        where = f"{split.name.strip('/')}/{TARGETS}/{name}"
+        values = store.read_whole(array)
+    except store.UNREADABLE as error:
+        where = f"{split.path}/{TARGETS}/{name}"
         raise CacheError(f"{where} is damaged: write it again with 'layerbank label'") from error
-    return Target(name=name, kind=array.attrs["kind"], names=tuple(array.attrs["names"]), values=values)
+    attrs = array.attrs
+    return Target(
+        name=name,
+        kind=attrs["kind"],
+        names=tuple(attrs["names"]),
+        values=values,
+        metric=attrs["metric"],
+    )

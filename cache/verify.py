@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cache.errors import CacheError
+from cache.fingerprint import bank_fingerprint, rows_fingerprint
 from cache.layout import EXAMPLE_ARRAYS, TOKEN_ARRAYS
 from cache.reader import Bank, Split
 
@@ -27,7 +30,23 @@ def verify(bank: Bank) -> Report:
         split = bank.split(name)
         blocks += split.n_blocks
         bad += _small_arrays(split) + _states(split)
+    if not bad:
+        bad = _fingerprint(bank)
     return Report(blocks=blocks, bad=bad)
+
+
+def _fingerprint(bank: Bank) -> list[str]:
+    """Whether splits and attributes are still those that the fingerprint was made of."""
+    rows = {}
+    for name in bank.splits:
+        split = bank.split(name)
+        rows[name] = rows_fingerprint(split.text_hash[np.argsort(split.row)])
+    if bank_fingerprint(bank.recipe, rows) == bank.fingerprint:
+        return []
+    return [
+        f"{bank.path}: splits, rows or attributes are not those the fingerprint was made of: extract into "
+        "another --store"
+    ]
 
 
 def _states(split: Split) -> list[str]:
@@ -43,7 +62,9 @@ def _states(split: Split) -> list[str]:
 
 def _small_arrays(split: Split) -> list[str]:
     bad = []
-    for name in (*EXAMPLE_ARRAYS, *TOKEN_ARRAYS):
+    for name in TOKEN_ARRAYS:
+        bad += [str(error) for error in split.damaged_tokens(name)]
+    for name in EXAMPLE_ARRAYS:
         try:
             getattr(split, name)
         except CacheError as error:

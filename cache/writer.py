@@ -6,7 +6,7 @@ was killed leaves nothing that counts. Opening the writer again on the same rows
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,12 +17,10 @@ from jaxtyping import Shaped
 from numpy import ndarray
 
 from cache import codecs, skeleton, store, targets
-from cache.errors import CacheError
+from cache.errors import BankIncomplete, CacheError
 from cache.layout import STATES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan, deal
 from cache.skeleton import Rows
-
-_REPORTED = ("zarr", "numcodecs", "numpy")
 
 
 class Writer:
@@ -53,7 +51,7 @@ class Writer:
             for name, split in rows.items()
         }
         self._dtype = codecs.numpy_dtype(recipe.dtype)
-        self._versions = {name: version(name) for name in _REPORTED} | dict(versions or {})
+        self._versions = dict(versions or {})
         self._exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -85,7 +83,7 @@ class Writer:
         plan = self.plans[split]
         bad = [block for block in range(plan.n_blocks) if not self._block_is_whole(split, block)]
         if bad and self.complete:
-            self._mark(complete=False)
+            self._update(self._root, {"complete": False})
         return bad
 
     def block_buffer(self, split: str) -> Shaped[ndarray, "layer token width"]:
@@ -114,6 +112,10 @@ class Writer:
         Raises:
             CacheError: a state is NaN, infinite or too large for the dtype, or the disk refused.
         """
+        plan = self.plans[split]
+        shape = (len(self.recipe.layers), plan.block_tokens, self.recipe.encoder.width)
+        assert states.shape == shape and states.dtype == self._dtype, (states.shape, states.dtype)
+        assert 0 <= block < plan.n_blocks, block
         self._check_finite(split, block, states)
         written = 0
         for index in range(len(states)):
@@ -122,39 +124,57 @@ class Writer:
             written += self._write(split, name, (block,), np.asarray(tokens[name], dtype))
         return written
 
-    def write_target(
-        self, split: str, name: str, kind: Any, names: tuple[str, ...], values: ndarray
-    ) -> None:
+    def write_target(self, split: str, target: targets.Target) -> None:
         """Writes labels given in row order: one a row, or for tags one a word."""
-        plan = self.plans[split]
-        if kind == "tags":
+        plan, values = self.plans[split], target.values
+        if target.kind == "tags":
             dealt = targets.reorder_tags(values, self.rows[split].n_words, plan.row)
         else:
             dealt = values[plan.row]
-        target = targets.Target(name=name, kind=kind, names=names, values=dealt)
-        targets.write_target(self._root[split], target)
+        targets.write_target(self._root[split], replace(target, values=dealt))
 
-    def finish(self, attrs: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def finish(
+        self,
+        reports: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        skipped: Mapping[str, str] | None = None,
+    ) -> None:
         """Marks every split and then the bank complete.
 
         Args:
-            attrs: further attributes of each split, such as counts.
-        """
-        for name in self.plans:
-            self._root[name].attrs.update({**dict((attrs or {}).get(name, {})), "complete": True})
-        self._mark(complete=True)
+            reports: further attributes of each split, such as counts.
+            skipped: columns that are no targets, and why.
 
-    def _mark(self, *, complete: bool) -> None:
-        self._root.attrs.update({"complete": complete})
+        Raises:
+            BankIncomplete: a block is not there.
+        """
+        for name, plan in self.plans.items():
+            for block in range(plan.n_blocks):
+                if not all(path.exists() for path in self._files(name, block)):
+                    raise BankIncomplete(
+                        f"split {name}, block {block} of {self.path} is not there: run the same "
+                        "'layerbank extract' again"
+                    )
+        for name in self.plans:
+            report = dict((reports or {}).get(name, {}))
+            self._update(self._root[name], {**report, "complete": True})
+        self._update(self._root, {"skipped": dict(skipped or {})})
+        self._update(self._root, {"complete": True})
+
+    def _update(self, group: zarr.Group, attrs: Mapping[str, Any]) -> None:
+        try:
+            group.attrs.update(attrs)
+        except OSError as error:
+            raise store.disk_error(self.path, error) from error
 
     def _open(self) -> zarr.Group:
         try:
             if not skeleton.is_planned(self.path):
                 skeleton.make(self.path, self.recipe, self.plans, self.rows, self._versions)
-            for leftover in self.path.rglob(f"*{store.PARTIAL}"):
-                leftover.unlink()
             root = store.open_root(str(self.path), "r+")
             skeleton.check_same(self.path, root, self.recipe, self.rows)
+            for leftover in self.path.rglob(f"*{store.PARTIAL}"):
+                leftover.unlink()
             skeleton.restore_examples(root, self.plans, self.rows)
         except OSError as error:
             raise store.disk_error(self.path, error) from error
@@ -177,10 +197,7 @@ class Writer:
     def _reads_back(self, split: str, block: int) -> bool:
         group, room = self._root[split], self.plans[split].block_tokens
         layers = range(len(self.recipe.layers))
-        keys = [(STATES, (layer, block, 0)) for layer in layers] + [
-            (name, (block,)) for name in TOKEN_ARRAYS
-        ]
-        if not all(store.chunk_path(self.path, split, array, *index).exists() for array, index in keys):
+        if not all(path.exists() for path in self._files(split, block)):
             return False
         tokens = slice(block * room, (block + 1) * room)
         try:
@@ -188,9 +205,15 @@ class Writer:
                 _ = group[STATES][layer, tokens]
             for name in TOKEN_ARRAYS:
                 _ = group[name][tokens]
-        except (ValueError, RuntimeError, OSError):
+        except store.UNREADABLE:
             return False
         return True
+
+    def _files(self, split: str, block: int) -> list[Path]:
+        layers = range(len(self.recipe.layers))
+        return [store.chunk_path(self.path, split, STATES, layer, block, 0) for layer in layers] + [
+            store.chunk_path(self.path, split, name, block) for name in TOKEN_ARRAYS
+        ]
 
     def _write(self, split: str, array: str, index: tuple[int, ...], values: ndarray) -> int:
         if self.recipe.codec == "none":
@@ -199,8 +222,10 @@ class Writer:
         block = index[1] if array == STATES else index[0]
         room = self.plans[split].block_tokens
         tokens = slice(block * room, (block + 1) * room)
+        # A chunk that happens to hold zeros alone must exist too: existing is being written.
+        target = self._root[split][array].with_config({"write_empty_chunks": True})
         try:
-            self._root[split][array][(index[0], tokens) if array == STATES else tokens] = (
+            target[(index[0], tokens) if array == STATES else tokens] = (
                 values[0] if array == STATES else values
             )
         except OSError as error:

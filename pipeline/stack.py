@@ -11,7 +11,7 @@ layers that carry it; it knows no fusion, no decoder and no data.
 import copy
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -100,8 +100,12 @@ class Dropout(nn.Module):
 
     def __init__(self, rate: float, *, seed: int) -> None:
         super().__init__()
-        self.rates = [rate]
-        self.seeds = [seed]
+        self.restart([rate], [seed])
+
+    def restart(self, rates: list[float], seeds: list[int]) -> None:
+        """Sets every head's rate and seed, and puts every stream back to its start."""
+        self.rates = rates
+        self.seeds = seeds
         self._generators: list[torch.Generator] = []
 
     def forward(self, x: Float[Tensor, "#head row width"]) -> Float[Tensor, "head row width"]:
@@ -129,33 +133,29 @@ def stack(parts: Sequence[Module]) -> Module:
     """
     if not parts:
         raise ValueError("a stack needs at least one part")
-    joined = copy.deepcopy(parts[0])
-    for module, *same in zip(joined.modules(), *(part.modules() for part in parts), strict=True):
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                values = torch.cat([getattr(m, name).detach() for m in same])
-                setattr(module, name, nn.Parameter(values))
-        for name in module._buffers:
-            setattr(module, name, torch.cat([getattr(m, name) for m in same]))
+    joined: dict[int, Any] = {}
+    for same in zip(*(part.parameters() for part in parts), strict=True):
+        values = torch.cat([parameter.detach() for parameter in same])
+        joined[id(same[0])] = nn.Parameter(values, requires_grad=same[0].requires_grad)
+    for buffers in zip(*(part.buffers() for part in parts), strict=True):
+        joined[id(buffers[0])] = torch.cat(buffers)
+    whole = copy.deepcopy(parts[0], joined)
+    for module, *dropouts in zip(whole.modules(), *(part.modules() for part in parts), strict=True):
         if isinstance(module, Dropout):
-            dropouts = [m for m in same if isinstance(m, Dropout)]
-            module.rates = [rate for m in dropouts for rate in m.rates]
-            module.seeds = [seed for m in dropouts for seed in m.seeds]
-    return joined
+            rates = [rate for d in dropouts for rate in d.rates]
+            module.restart(rates, [seed for d in dropouts for seed in d.seeds])
+    return whole
 
 
 def unstack(part: Module, head: int) -> Module:
     """Takes one head out of a stack, as a stack of one that shares no memory with it."""
-    single = copy.deepcopy(part)
+    # Handed to deepcopy as what it has copied already: the other heads' values are never copied.
+    taken: dict[int, Any] = {id(b): b[head : head + 1].clone() for b in part.buffers()}
+    for parameter in part.parameters():
+        value = parameter.detach()[head : head + 1].clone()
+        taken[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
+    single = copy.deepcopy(part, taken)
     for module in single.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                setattr(module, name, nn.Parameter(parameter.detach()[head : head + 1].clone()))
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                setattr(module, name, buffer[head : head + 1].clone())
         if isinstance(module, Dropout):
-            module.rates = module.rates[head : head + 1]
-            module.seeds = module.seeds[head : head + 1]
-            module._generators = []
+            module.restart(module.rates[head : head + 1], module.seeds[head : head + 1])
     return single

@@ -12,6 +12,7 @@ from pipeline.stack import Dropout, Linear
 
 Tokens = Literal["all", "words", "first"]
 Layers = Literal["mlp", "linear"]
+Pooling = Literal["first", "mean", "max"]
 
 
 class Decoder(nn.Module, ABC):
@@ -53,6 +54,47 @@ class Decoder(nn.Module, ABC):
         self, scores: Float[Tensor, "head unit score"], lengths: Int[Tensor, " example"]
     ) -> Shaped[Tensor, "head unit"]:
         """The prediction for every unit: a class id, a tag id or a number."""
+
+
+def pool(
+    fused: Float[Tensor, "#head token width"], lengths: Int[Tensor, " example"], pooling: Pooling
+) -> Float[Tensor, "#head example width"]:
+    """One vector per example from the vectors of its tokens; zeros for an example of no tokens.
+
+    Args:
+        fused: vectors of all examples' tokens, example after example, no padding.
+        lengths: number of tokens of each example; they add up to the token axis.
+        pooling: the first token's vector, or the mean or the maximum over the tokens.
+
+    >>> pool(torch.tensor([[[1.0], [3.0], [5.0]]]), torch.tensor([2, 0, 1]), "mean").flatten().tolist()
+    [2.0, 0.0, 5.0]
+    """
+    if pooling == "max":
+        # Three times as fast as `segment_reduce` and ten times as fast as `scatter_reduce` on a CPU.
+        parts = torch.split(fused, lengths.tolist(), dim=1)
+        return torch.stack([p.amax(1) if p.shape[1] else p.sum(1) for p in parts], dim=1)
+    if pooling == "mean":
+        examples = torch.arange(len(lengths), device=fused.device)
+        owner = torch.repeat_interleave(examples, lengths, output_size=fused.shape[1])
+        sums = fused.new_zeros(fused.shape[0], len(lengths), fused.shape[2]).index_add(1, owner, fused)
+        return sums / lengths.clamp(min=1)[:, None]
+    if bool((lengths == 1).all()):
+        return fused
+    vectors = fused.new_zeros(fused.shape[0], len(lengths), fused.shape[2])
+    present = lengths.nonzero()[:, 0]
+    starts = lengths.cumsum(0) - lengths
+    return vectors.index_copy(1, present, fused.index_select(1, starts[present]))
+
+
+def cross_entropy(
+    scores: Float[Tensor, "head unit score"], labels: Int[Tensor, " unit"]
+) -> Float[Tensor, " head"]:
+    """Each head's cross entropy in nats, averaged over the units with a label >= 0; 0 if there is none."""
+    n_heads, n_units, _ = scores.shape
+    flat = nn.functional.cross_entropy(
+        scores.flatten(0, 1), labels.long().repeat(n_heads), ignore_index=-1, reduction="none"
+    )
+    return flat.view(n_heads, n_units).sum(1) / (labels >= 0).sum().clamp(min=1)
 
 
 class Scorer(nn.Module):

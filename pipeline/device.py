@@ -1,0 +1,38 @@
+"""Which device computes, and with how many threads."""
+
+import os
+
+import torch
+
+from pipeline.errors import PipelineError
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; ``auto`` takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        PipelineError: the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(f"--device {name}: not available here, use --device auto or cpu") from error
+    return device
+
+
+def set_threads(threads: int | None) -> int:
+    """Sets the number of CPU threads of torch's products; the default is one a usable core.
+
+    Raises:
+        PipelineError: the number is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise PipelineError(f"--threads {threads}: give 1 or more")
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count

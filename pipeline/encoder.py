@@ -1,0 +1,271 @@
+"""A frozen encoder: the states of the kept tokens, for every layer, on its device.
+
+Any `transformers` encoder, the encoder of an encoder-decoder, or a decoder-only model. Nothing here
+trains: evaluation mode, no gradient, no dropout.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor, nn
+
+from cache import EncoderRecord
+from cache.targets import ranges
+from pipeline.device import pick_device
+from pipeline.errors import PipelineError
+from pipeline.tokens import Tokens, tokenizer_sha256
+
+_LONGEST = 512
+"""Default for the longest example, where the encoder allows more."""
+
+_UNUSED = ("pooler.",)
+"""Weights that no hidden state depends on; many checkpoints lack them, so loading draws them anew."""
+
+
+class Encoder:
+    """A frozen encoder and its tokenizer.
+
+    Args:
+        name: Hub id or directory.
+        revision: Hub revision.
+        device: where it computes; ``auto`` picks.
+        words: whether it will be given rows that are lists of words.
+        trust_remote_code: whether code that comes with the encoder may run.
+
+    Raises:
+        PipelineError: it cannot be loaded, or its checkpoint lacks weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        words: bool = False,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.device = pick_device(device)
+        self.tokenizer = _load_tokenizer(name, revision, words, trust_remote_code)
+        self._model = _load_model(name, revision, trust_remote_code).to(self.device)
+        self._config: Any = self._model.config
+        self._asks_type_ids = "token_type_ids" in self.tokenizer.model_input_names
+        self._pad_id = self.tokenizer.pad_token_id or getattr(self._config, "pad_token_id", None) or 0
+        probe = self._forward(
+            np.array([[self._pad_id + 1, self._pad_id + 1]]), np.zeros((1, 2), np.int64), [2]
+        )
+        widths = {state.shape[-1] for state in probe}
+        if len(widths) != 1:
+            raise PipelineError(f"{name}: its layers have different widths {sorted(widths)}: not supported")
+        self.record = EncoderRecord(
+            name=name,
+            revision=revision,
+            weights_sha256=_weights_sha256(self._model),
+            n_layers=len(probe),
+            width=widths.pop(),
+        )
+        self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
+
+    @property
+    def positions(self) -> int | None:
+        """Longest input the position table allows, in tokens; None where there is no such bound."""
+        for name, module in self._model.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        if self._config.model_type in ("t5", "mt5", "umt5"):
+            return None
+        return getattr(self._config, "max_position_embeddings", None)
+
+    def max_length(self, asked: int | None) -> int:
+        """The longest example to encode, in tokens.
+
+        Raises:
+            PipelineError: more is asked than the encoder has positions, or less than 3.
+        """
+        limit = self.positions
+        if asked is None:
+            known = self.tokenizer.model_max_length
+            return min(_LONGEST, known, limit or _LONGEST)
+        if asked < 3:
+            raise PipelineError(f"--max-length {asked}: give 3 or more, special tokens count")
+        if limit is not None and asked > limit:
+            raise PipelineError(
+                f"--max-length {asked}: the encoder has {limit} positions, give {limit} or less"
+            )
+        return asked
+
+    def batches(
+        self, lengths: Int[ndarray, " example"], budget_tokens: int
+    ) -> Iterator[Int[ndarray, " one"]]:
+        """Groups examples of like length, the padded size of a group within the budget where it can be.
+
+        Yields:
+            Positions in `lengths`; empty examples stand in none.
+        """
+        order = np.argsort(lengths, kind="stable")
+        order = order[lengths[order] > 0]
+        first = 0
+        for i in range(len(order)):
+            if (i + 1 - first) * int(lengths[order[i]]) > budget_tokens and i > first:
+                yield order[first:i]
+                first = i
+        if first < len(order):
+            yield order[first:]
+
+    def encode(
+        self,
+        tokens: Tokens,
+        examples: Int[ndarray, " example"],
+        *,
+        kept: Bool[ndarray, " token"],
+        layers: Sequence[int],
+        start: Int[ndarray, " example"],
+        out: Float[Tensor, "layer room width"],
+        budget_tokens: int,
+    ) -> None:
+        """Encodes some rows and writes the states of their kept tokens, cast to the type of `out`.
+
+        Args:
+            tokens: tokens of all rows.
+            examples: which rows.
+            kept: which tokens of all rows are kept.
+            layers: which layers, 0 being the embeddings.
+            start: where in `out` the kept tokens of each of those rows begin.
+            out: filled in place, on this encoder's device.
+            budget_tokens: padded tokens in one forward.
+        """
+        lengths = tokens.length[examples]
+        for chosen in self.batches(lengths, budget_tokens):
+            rows, size = examples[chosen], lengths[chosen]
+            padded, types, flat = _pad(tokens, rows, size, self._pad_id)
+            states = self._forward(padded, types, size)
+            source, target = _kept_positions(flat, kept, tokens.start[rows], size, start[chosen])
+            take = torch.from_numpy(source).to(self.device, non_blocking=True)
+            put = torch.from_numpy(target).to(self.device, non_blocking=True)
+            for k, layer in enumerate(layers):
+                state = states[layer].reshape(-1, states[layer].shape[-1])
+                out[k].index_copy_(0, put, state.index_select(0, take).to(out.dtype))
+
+    @torch.inference_mode()
+    def _forward(
+        self, padded: ndarray, types: ndarray, size: Sequence[int] | ndarray
+    ) -> tuple[Tensor, ...]:
+        mask = np.arange(padded.shape[1]) < np.asarray(size)[:, None]
+        inputs = {
+            "input_ids": torch.from_numpy(padded.astype(np.int64)).to(self.device),
+            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device),
+        }
+        if self._asks_type_ids:
+            inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64)).to(self.device)
+        states: tuple[Tensor, ...] = self._model(**inputs, output_hidden_states=True).hidden_states
+        return states
+
+
+def _pad(tokens: Tokens, rows: ndarray, size: ndarray, pad_id: int) -> tuple[ndarray, ndarray, ndarray]:
+    """Padded ids and segments of some rows, and the position of each real token in the padded batch."""
+    longest = int(size.max())
+    padded = np.full((len(rows), longest), pad_id, dtype=np.int32)
+    types = np.zeros((len(rows), longest), dtype=np.int32)
+    flat = ranges(np.arange(len(rows)) * longest, size)
+    source = ranges(tokens.start[rows], size)
+    padded.reshape(-1)[flat] = tokens.input_ids[source]
+    types.reshape(-1)[flat] = tokens.type_id[source]
+    return padded, types, flat
+
+
+def _kept_positions(
+    flat: ndarray, kept: ndarray, row_start: ndarray, size: ndarray, start: ndarray
+) -> tuple[ndarray, ndarray]:
+    """For each kept token of a batch: where it is in the padded batch, and where it goes."""
+    mask = kept[ranges(row_start, size)]
+    bounds = np.concatenate([[0], np.cumsum(mask)])
+    ends = np.cumsum(size)
+    counts = bounds[ends] - bounds[ends - size]
+    return flat[mask], ranges(start, counts)
+
+
+def _load_tokenizer(name: str, revision: str | None, words: bool, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        if words and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load("tokenizer", name, error) from error
+    if not len(tokenizer):
+        raise PipelineError(f"--encoder {name}: its tokenizer has no vocabulary (tokenizer files missing?)")
+    return tokenizer
+
+
+def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+    }
+    try:
+        try:
+            model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+        except ValueError:  # an architecture without fused attention says so in this way
+            model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _cannot_load("encoder", name, error) from error
+    part = model.get_encoder() if model.config.is_encoder_decoder else model
+    part.eval().requires_grad_(False)
+    _check_weights(name, model, part, info["missing_keys"])
+    return part
+
+
+def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Sequence[str]) -> None:
+    """Refuses a checkpoint that lacks weights the states depend on: they would be random."""
+    used = {
+        id(weight) for key, weight in part.state_dict(keep_vars=True).items() if not key.startswith(_UNUSED)
+    }
+    lacking = [key for key, weight in model.state_dict(keep_vars=True).items() if id(weight) in used]
+    lacking = sorted(set(lacking) & set(missing))
+    if lacking:
+        raise PipelineError(
+            f"--encoder {name}: its checkpoint lacks {len(lacking)} weights, first {lacking[0]}: "
+            "they would be random, use a whole checkpoint"
+        )
+
+
+def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
+    if Path(name).is_dir():
+        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {_first_line(error)}")
+    return PipelineError(
+        f"--encoder {name}: no such directory, and its {what} cannot be had from the Hub "
+        f"({_first_line(error)}): check the name or the network, or give a directory"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".:")
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    """Fingerprint of the weights that take part in the states, by name, shape and value."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        if name.startswith(_UNUSED):
+            continue
+        digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    config: Any = model.config
+    digest.update(config.model_type.encode())
+    return digest.hexdigest()

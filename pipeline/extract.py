@@ -1,0 +1,338 @@
+"""Stage 1: the frozen encoder runs once over a data set and fills a bank.
+
+Blocks are encoded one after the other; while one is computed, the ones before it are written. What is
+written stays: a run that ends early is continued by the same command.
+"""
+
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt64
+from numpy import ndarray
+from torch import Tensor
+
+from cache import CacheError, Recipe, Rows, Target, Writer, open_bank
+from cache.fingerprint import hash_texts
+from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
+from cache.targets import ranges
+from pipeline.arrays import TORCH_DTYPES, to_numpy
+from pipeline.corpus import Corpus
+from pipeline.encoder import Encoder
+from pipeline.errors import PipelineError
+from pipeline.labels import Labels, find_labels, read_labels
+from pipeline.tokens import Batch, Tokens, batches_of, tokenize
+from pipeline.versions import versions
+
+_BUFFERS = 3
+"""One block being computed, one being written, one in reserve."""
+
+
+class StoppedError(PipelineError):
+    """The user stopped the extraction; what is written stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where an extraction is. Counts are of this run; `n_` of all that it has to do."""
+
+    split: str
+    examples: int
+    tokens: int
+    written_bytes: int
+    n_examples: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What an extraction did."""
+
+    store: str
+    splits: dict[str, dict[str, Any]]  # examples, tokens, blocks, words cut off, of each split
+    examples: int
+    tokens: int  # kept tokens
+    bytes: int  # of the bank
+    seconds: float
+    blocks: int
+    blocks_encoded: int  # the others were whole already
+    targets: list[str]
+    skipped: dict[str, str] = field(default_factory=dict)  # columns that are no targets, and why
+
+
+def extract(
+    corpus: Corpus,
+    encoder: Encoder,
+    store: str,
+    *,
+    keep: Keep = "all",
+    dtype: str = "float16",
+    layers: Sequence[int] | None = None,
+    codec: Codec = "none",
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    targets: Sequence[str] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Extraction:
+    """Fills a bank, or goes on filling it; does nothing where it is complete.
+
+    Args:
+        corpus: the data.
+        encoder: the frozen encoder.
+        store: folder of the bank.
+        keep: which tokens are kept.
+        dtype: how states are stored.
+        layers: which layers are kept, all by default.
+        codec: lossless compression.
+        max_length: longest example in tokens; the encoder's own bound (at most 512) by default.
+        batch_tokens: padded tokens in one forward; 1,024 on a CPU and 16,384 on a GPU by default.
+        seed: of the deal of examples to blocks.
+        targets: columns of labels; by default every column that can be one.
+        progress: called after every block.
+
+    Raises:
+        PipelineError: the data or a choice is wrong.
+        StoppedError: Ctrl-C was pressed.
+        CacheError: the bank cannot be written, or is of another making.
+    """
+    began = time.perf_counter()
+    labels, skipped = _labels(corpus, targets)
+    length = encoder.max_length(max_length)
+    tokens = {name: _tokenize(corpus, name, encoder, length) for name in corpus.splits}
+    recipe = Recipe(
+        encoder=encoder.record,
+        tokenizer_sha256=encoder.tokenizer_sha256,
+        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        max_length=length,
+        keep=keep,
+        layers=_layers(layers, encoder.record.n_layers),
+        dtype=dtype,
+        seed=seed,
+        block_tokens=block_tokens_for(encoder.record.width, length),
+        codec=codec,
+        batch_tokens=batch_tokens or _batch_tokens(store, encoder),
+    )
+    kept = {name: split.kept(keep) for name, split in tokens.items()}
+    rows = {name: _rows(corpus, name, tokens[name], kept[name]) for name in tokens}
+    with Writer(store, recipe, rows, versions=versions()) as writer:
+        stage = _Stage(writer, encoder, tokens, kept, progress)
+        encoded = stage.run()
+        _write_labels(writer, labels)
+        reports = {name: _report(writer, name, tokens[name]) for name in tokens}
+        writer.finish(reports, skipped=skipped)
+    bank = open_bank(store)
+    return Extraction(
+        store=store,
+        splits=reports,
+        examples=sum(r["examples"] for r in reports.values()),
+        tokens=sum(r["tokens"] for r in reports.values()),
+        bytes=bank.n_bytes,
+        seconds=time.perf_counter() - began,
+        blocks=sum(plan.n_blocks for plan in writer.plans.values()),
+        blocks_encoded=encoded,
+        targets=[label.name for label in labels],
+        skipped=skipped,
+    )
+
+
+class _Stage:
+    """Computes the missing blocks and writes each behind the next one's computation."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        encoder: Encoder,
+        tokens: Mapping[str, Tokens],
+        kept: Mapping[str, ndarray],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.writer, self.encoder, self.tokens, self.kept = writer, encoder, tokens, kept
+        self.todo = [(name, block) for name in tokens for block in writer.missing(name)]
+        self._progress = progress
+        self._totals = np.zeros(2, dtype=np.int64)  # examples, tokens
+        for split, block in self.todo:
+            self._totals += self._counts(split, block)
+        self._done = np.zeros(2, dtype=np.int64)
+        self._blocks_written = self._bytes_written = 0
+        self._pending: list[Future[int]] = []
+        self._free: queue.Queue[Tensor] = queue.Queue()
+
+    def run(self) -> int:
+        """Encodes and writes what is missing; returns how many blocks that was."""
+        self._make_buffers()
+        with ThreadPoolExecutor(1, thread_name_prefix="bank-writer") as pool:
+            try:
+                for split, block in self.todo:
+                    self._collect(wait=False)
+                    buffer = self._free.get()
+                    ready = self._encode(split, block, buffer)
+                    self._pending.append(pool.submit(self._write, split, block, buffer, ready))
+                    self._report(split)
+                self._collect(wait=True)
+            except KeyboardInterrupt:
+                self._collect(wait=True)
+                raise StoppedError(
+                    f"stopped: {self._blocks_written} of {len(self.todo)} blocks were written and stay. "
+                    "Run the same command again to go on"
+                ) from None
+        return len(self.todo)
+
+    def _make_buffers(self) -> None:
+        recipe, device = self.writer.recipe, self.encoder.device
+        room = max((self.writer.plans[split].block_tokens for split, _ in self.todo), default=0)
+        shape = (len(recipe.layers), room, recipe.encoder.width)
+        for _ in range(min(_BUFFERS, len(self.todo))):
+            self._free.put(torch.zeros(shape, dtype=TORCH_DTYPES[recipe.dtype], device=device))
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pinned = torch.zeros(shape, dtype=TORCH_DTYPES[recipe.dtype], pin_memory=True)
+
+    def _encode(self, split: str, block: int, buffer: Tensor) -> Any:
+        """Computes a block's states into a buffer; returns the event after which they are there."""
+        plan = self.writer.plans[split]
+        chosen = plan.examples(block)
+        self.encoder.encode(
+            self.tokens[split],
+            plan.row[chosen],
+            kept=self.kept[split],
+            layers=self.writer.recipe.layers,
+            start=plan.start[chosen] - block * plan.block_tokens,
+            out=buffer,
+            budget_tokens=self.writer.recipe.batch_tokens,
+        )
+        counts = self._counts(split, block)
+        buffer[:, int(counts[1]) :] = 0
+        self._done += counts
+        if buffer.device.type != "cuda":
+            return None
+        return torch.cuda.current_stream(buffer.device).record_event()
+
+    def _write(self, split: str, block: int, buffer: Tensor, ready: Any) -> int:
+        try:
+            plan, tokens = self.writer.plans[split], self.tokens[split]
+            rows = plan.row[plan.examples(block)]
+            at = ranges(tokens.start[rows], tokens.length[rows])
+            at = at[self.kept[split][at]]
+            small = {}
+            for name in TOKEN_ARRAYS:
+                small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
+                small[name][: len(at)] = getattr(tokens, name)[at]
+            states = to_numpy(self._on_host(buffer, ready))[:, : plan.block_tokens]
+            return self.writer.write_block(split, block, states, small)
+        finally:
+            self._free.put(buffer)
+
+    def _on_host(self, buffer: Tensor, ready: Any) -> Tensor:
+        """The buffer in host memory, copied on a stream of its own while the device goes on."""
+        if ready is None:
+            return buffer.cpu()
+        with torch.cuda.stream(self._copies):
+            self._copies.wait_event(ready)
+            self._pinned.copy_(buffer, non_blocking=True)
+        self._copies.synchronize()
+        return self._pinned
+
+    def _counts(self, split: str, block: int) -> Int[ndarray, "2"]:
+        """Examples and kept tokens of a block."""
+        plan = self.writer.plans[split]
+        chosen = plan.examples(block)
+        return np.array([chosen.stop - chosen.start, int(plan.length[chosen].sum())])
+
+    def _collect(self, *, wait: bool) -> None:
+        """Takes note of blocks that are written; raises what their writing raised."""
+        while self._pending and (wait or self._pending[0].done()):
+            self._bytes_written += self._pending.pop(0).result()
+            self._blocks_written += 1
+
+    def _report(self, split: str) -> None:
+        self._progress(
+            Progress(
+                split=split,
+                examples=int(self._done[0]),
+                tokens=int(self._done[1]),
+                written_bytes=self._bytes_written,
+                n_examples=int(self._totals[0]),
+                n_tokens=int(self._totals[1]),
+            )
+        )
+
+
+def _labels(corpus: Corpus, targets: Sequence[str] | None) -> tuple[list[Labels], dict[str, str]]:
+    if targets is None:
+        return find_labels(corpus)
+    return [read_labels(corpus, name) for name in targets], {}
+
+
+def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+    if asked is None:
+        return tuple(range(n_layers))
+    wrong = [layer for layer in asked if not 0 <= layer < n_layers]
+    if wrong or not asked:
+        raise PipelineError(
+            f"--layers {wrong[0] if wrong else ''}: the encoder has layers 0 to {n_layers - 1}"
+        )
+    return tuple(sorted(set(asked)))
+
+
+def _batch_tokens(store: str, encoder: Encoder) -> int:
+    """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
+    try:
+        return open_bank(store, allow_incomplete=True).recipe.batch_tokens
+    except CacheError:
+        return 1024 if encoder.device.type == "cpu" else 16_384
+
+
+def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
+    def read(first: int, stop: int) -> Batch:
+        rows = slice(first, stop)
+        return corpus.texts(split, rows), corpus.pairs(split, rows)
+
+    return read
+
+
+def _tokenize(corpus: Corpus, split: str, encoder: Encoder, max_length: int) -> Tokens:
+    batches = batches_of(_read_batch(corpus, split), len(corpus.split(split)))
+    return tokenize(encoder.tokenizer, batches, max_length=max_length)
+
+
+def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
+    """Hashes of a split's texts, in row order, as a bank keeps them."""
+    hashes = []
+    for texts, pairs in batches_of(_read_batch(corpus, split), len(corpus.split(split))):
+        hashes.append(hash_texts(texts if pairs is None else zip(texts, pairs, strict=True)))
+    return np.concatenate([*hashes, np.empty(0, np.uint64)])
+
+
+def _rows(corpus: Corpus, split: str, tokens: Tokens, kept: ndarray) -> Rows:
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return Rows(
+        length=np.diff(before[tokens.start]).astype(np.int32),
+        n_words=tokens.n_words,
+        text_hash=hash_rows(corpus, split),
+    )
+
+
+def _write_labels(writer: Writer, labels: Sequence[Labels]) -> None:
+    for label in labels:
+        for split, values in label.values.items():
+            target = Target(
+                name=label.name, kind=label.kind, names=label.names, values=values, metric=label.metric
+            )
+            writer.write_target(split, target)
+
+
+def _report(writer: Writer, split: str, tokens: Tokens) -> dict[str, Any]:
+    plan = writer.plans[split]
+    return {
+        "examples": len(plan.row),
+        "tokens": int(plan.length.sum()),
+        "blocks": plan.n_blocks,
+        "words_cut": tokens.words_cut,
+        "words_empty": tokens.words_empty,
+    }

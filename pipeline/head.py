@@ -1,0 +1,161 @@
+"""A head: a fusion and a decoder, for one or many heads of one shape."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cache.targets import Target, TargetKind
+from pipeline import parts
+from pipeline.decoders._base import Decoder
+from pipeline.errors import PipelineError
+from pipeline.fusions._base import Fusion
+
+DECODER_FOR: Mapping[str, str] = {"class": "classifier", "tags": "tagger", "float": "regressor"}
+"""The decoder a kind of target gets where none is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """All that decides a head's shape; with a seed, its starting weights too."""
+
+    fusion: str
+    decoder: str
+    layers: tuple[int, ...]  # numbers of the layers it reads, ascending
+    width: int  # of the states
+    n_classes: int  # scores it gives
+    fusion_options: dict[str, Any] = field(default_factory=dict)
+    decoder_options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The spec as a run folder keeps it."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "HeadSpec":
+        """The spec of a run folder."""
+        return cls(**{**values, "layers": tuple(values["layers"])})
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a head reads of some examples: states of tokens, example after example, no padding."""
+
+    states: Float[Tensor, "layer token width"]
+    lengths: Int[Tensor, " example"]  # tokens of each example
+    decoded: Int[Tensor, " chosen"] | None  # which tokens go on to the decoder; None for all
+    decoded_lengths: Int[Tensor, " example"]  # how many those are, of each example
+
+
+class Head(nn.Module):
+    """Fusion, then decoder. Every parameter starts with a head axis (see `pipeline.stack`)."""
+
+    def __init__(self, fusion: Fusion, decoder: Decoder) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.decoder = decoder
+
+    @property
+    def reads(self) -> str:
+        """Which tokens of an example the head needs: all, words or first."""
+        return "all" if self.fusion.mixes_tokens else self.decoder.tokens
+
+    def forward(self, inputs: Inputs) -> Float[Tensor, "head unit score"]:
+        """Scores of every unit, for each head."""
+        fused = self.fusion(inputs.states, inputs.lengths)
+        if inputs.decoded is not None:
+            fused = fused.index_select(1, inputs.decoded)
+        scores: Tensor = self.decoder(fused, inputs.decoded_lengths)
+        return scores
+
+    def n_parameters(self) -> tuple[int, int]:
+        """Trainable parameters of one head: all, and those of the fusion."""
+        counts = [sum(p[0].numel() for p in m.parameters()) for m in (self, self.fusion)]
+        return counts[0], counts[1]
+
+
+def plan_head(
+    *,
+    fusion: str,
+    decoder: str | None,
+    target: Target,
+    kept: Sequence[int],
+    last: int,
+    width: int,
+    options: Mapping[str, Any] | None = None,
+) -> HeadSpec:
+    """Checks a choice of parts against a bank and a target, before anything is computed.
+
+    Args:
+        fusion: name or dotted path.
+        decoder: name or dotted path; None takes the one for the target's kind.
+        target: what is to be learned.
+        kept: layers in the bank.
+        last: number of the encoder's last layer.
+        width: of the states.
+        options: hyper-parameters of fusion and decoder; each goes to the part that has it.
+
+    Raises:
+        PipelineError: a part or an option is unknown, or the parts do not fit the bank or the target.
+    """
+    decoder = decoder or DECODER_FOR[target.kind]
+    fusion_part, decoder_part = parts.load("fusion", fusion), parts.load("decoder", decoder)
+    if decoder_part.target_kind != target.kind:
+        raise PipelineError(
+            f"--decoder {decoder} learns {decoder_part.target_kind}, target {target.name!r} is "
+            f"{target.kind}: use --decoder {DECODER_FOR[target.kind]}"
+        )
+    if target.kind != "float" and len(target.names) < 2:
+        raise PipelineError(f"target {target.name!r} has {len(target.names)} class: nothing to learn")
+    given = dict(options or {})
+    of_decoder = {name: given[name] for name in given if name in parts.hyper_parameters(decoder_part)}
+    of_fusion = {name: value for name, value in given.items() if name not in of_decoder}
+    fusion_options = parts.options(fusion_part, of_fusion)
+    layers = fusion_part.reads(kept, last, **fusion_options)
+    lacking = [layer for layer in layers if layer not in kept]
+    if lacking or not layers:
+        raise PipelineError(
+            f"--fusion {fusion} reads layer {lacking[0] if lacking else '1 or higher'}, the bank keeps "
+            f"{', '.join(map(str, kept))}: extract with --layers all"
+        )
+    return HeadSpec(
+        fusion=fusion,
+        decoder=decoder,
+        layers=tuple(layers),
+        width=width,
+        n_classes=1 if target.kind == "float" else len(target.names),
+        fusion_options=fusion_options,
+        decoder_options=parts.options(decoder_part, of_decoder),
+    )
+
+
+def build_head(spec: HeadSpec, *, seed: int) -> Head:
+    """Builds one head with the starting weights of a seed.
+
+    Raises:
+        PipelineError: a hyper-parameter has a value its part refuses.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        fusion = parts.load("fusion", spec.fusion)(
+            n_layers=len(spec.layers), width=spec.width, generator=generator, **spec.fusion_options
+        )
+        decoder = parts.load("decoder", spec.decoder)(
+            width=fusion.out_width,
+            n_classes=spec.n_classes,
+            generator=generator,
+            seed=seed,
+            **spec.decoder_options,
+        )
+    except ValueError as error:
+        raise PipelineError(f"--fusion {spec.fusion}, --decoder {spec.decoder}: {error}") from error
+    return Head(fusion, decoder)
+
+
+def kind_of(spec: HeadSpec) -> TargetKind:
+    """The kind of target a head learns."""
+    kind: TargetKind = parts.load("decoder", spec.decoder).target_kind
+    return kind

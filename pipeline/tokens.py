@@ -1,0 +1,166 @@
+"""Rows -> tokens: flat arrays of a split's sub-words, and which of them a bank keeps."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from numpy import ndarray
+
+from cache.layout import Keep, Kind
+from pipeline.errors import PipelineError
+
+Inputs = Sequence[str] | Sequence[Sequence[str]]
+Batch = tuple[Inputs, Inputs | None]
+"""Texts (or lists of words) of some rows, and their pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """The tokens of some rows, one row after the other. Row i has ``start[i] : start[i + 1]``."""
+
+    input_ids: Int[ndarray, " token"]
+    word_id: Int[ndarray, " token"]  # word within its row and sequence, -1 for special tokens
+    kind: UInt8[ndarray, " token"]  # see `cache.layout.Kind`
+    type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
+    start: Int[ndarray, " boundary"]
+    n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token included
+    words_cut: int  # words that `max_length` cut off
+    words_empty: int  # words that the tokenizer makes no token of
+
+    @property
+    def length(self) -> Int[ndarray, " row"]:
+        """Tokens of each row."""
+        return np.diff(self.start)
+
+    def kept(self, keep: Keep) -> Bool[ndarray, " token"]:
+        """Which tokens a bank of that `keep` holds."""
+        if keep == "all":
+            return np.ones(len(self.kind), dtype=bool)
+        first = np.zeros(len(self.kind), dtype=bool)
+        first[self.start[:-1][self.length > 0]] = True
+        if keep == "first":
+            return first
+        if keep == "words":
+            return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
+        raise PipelineError(f"--keep {keep}: this version keeps all, words or first")
+
+
+def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
+    """Tokenizes rows with the special tokens of the encoder, cut to `max_length` tokens.
+
+    Args:
+        tokenizer: a `transformers` tokenizer; a fast one is needed for words.
+        batches: the rows, some at a time.
+        max_length: tokens, special ones included; the longer of a pair is cut first.
+
+    Raises:
+        PipelineError: the rows are words and the tokenizer is not a fast one.
+    """
+    parts: list[_Row] = []
+    for texts, pairs in batches:
+        parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
+    start = np.concatenate([[0], np.cumsum([len(part.ids) for part in parts], dtype=np.int64)])
+    return Tokens(
+        input_ids=_flat([part.ids for part in parts], np.int32),
+        word_id=_flat([part.word_id for part in parts], np.int32),
+        kind=_flat([part.kind for part in parts], np.uint8),
+        type_id=_flat([part.type_id for part in parts], np.uint8),
+        start=start,
+        n_words=np.array([part.n_words for part in parts], dtype=np.int32),
+        words_cut=sum(part.cut for part in parts),
+        words_empty=sum(part.empty for part in parts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    ids: ndarray
+    word_id: ndarray
+    kind: ndarray
+    type_id: ndarray
+    n_words: int
+    cut: int
+    empty: int
+
+
+def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
+    return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype, copy=False)
+
+
+def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> list[_Row]:
+    words = bool(len(texts)) and not isinstance(texts[0], str)
+    if words and not tokenizer.is_fast:
+        raise PipelineError(
+            f"rows of words need a fast tokenizer, {type(tokenizer).__name__} is a slow one: "
+            "use an encoder that has a tokenizer.json, or rows of plain text"
+        )
+    encoded = tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        is_split_into_words=words,
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
+    rows = []
+    for i, ids in enumerate(encoded["input_ids"]):
+        types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
+        if tokenizer.is_fast:
+            word_ids, sequence_ids = encoded.word_ids(i), encoded.sequence_ids(i)
+        else:
+            special = encoded["special_tokens_mask"][i]
+            word_ids = [None if s else 0 for s in special]
+            sequence_ids = [None if s else 0 for s in special]
+        rows.append(_row(ids, types, word_ids, sequence_ids, len(texts[i]) if words else None))
+    return rows
+
+
+def _row(
+    ids: Sequence[int],
+    types: Sequence[int],
+    word_ids: Sequence[int | None],
+    sequence_ids: Sequence[int | None],
+    n_words: int | None,
+) -> _Row:
+    word = np.array([-1 if w is None else w for w in word_ids], dtype=np.int32)
+    sequence = np.array([-1 if s is None else s for s in sequence_ids], dtype=np.int32)
+    word[sequence < 0] = -1
+    opens = np.ones(len(word), dtype=bool)
+    opens[1:] = (word[1:] != word[:-1]) | (sequence[1:] != sequence[:-1])
+    kind = np.where(opens, Kind.WORD, Kind.CONTINUATION) + 2 * (sequence == 1)
+    kind[word < 0] = Kind.SPECIAL
+    seen = np.unique(word[(sequence == 0) & (word >= 0)])
+    last = int(seen[-1]) + 1 if len(seen) else 0
+    total = last if n_words is None else n_words
+    return _Row(
+        ids=np.array(ids, dtype=np.int32),
+        word_id=word,
+        kind=kind.astype(np.uint8),
+        type_id=np.array(types, dtype=np.uint8),
+        n_words=total,
+        cut=total - last,
+        empty=last - len(seen),
+    )
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Fingerprint of how a tokenizer cuts text, whatever it was last asked to pad or truncate."""
+    if tokenizer.is_fast:
+        whole = json.loads(tokenizer.backend_tokenizer.to_str())
+        whole = {name: value for name, value in whole.items() if name not in ("truncation", "padding")}
+    else:
+        whole = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    text = json.dumps(whole, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def batches_of(read: Callable[[int, int], Batch], n_rows: int, size: int = 1024) -> Iterable[Batch]:
+    """Reads rows `size` at a time."""
+    return (read(first, min(first + size, n_rows)) for first in range(0, n_rows, size))

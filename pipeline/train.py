@@ -1,0 +1,289 @@
+"""Stage 2: trains a stack of heads on a bank. One head is a stack of one.
+
+Build, epoch, evaluation and the choice of the best epoch are functions of their own; nothing here
+touches the encoder.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+
+from cache import Bank, Split, Target
+from pipeline import batches, metrics
+from pipeline.batches import Labelled
+from pipeline.errors import PipelineError, nearest
+from pipeline.head import Head, HeadSpec, build_head, plan_head
+from pipeline.optimizer import StackedAdamW, linear_schedule
+from pipeline.stack import stack, unstack
+
+EVALUATION_EXAMPLES = 256
+"""Examples scored at once outside training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRates:
+    """What may differ between the heads of one stack."""
+
+    seed: int = 0  # of the starting weights and of dropout
+    lr: float = 1e-3  # AdamW's learning rate at its highest
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise PipelineError(f"--lr {self.lr}: give a number above 0")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise PipelineError(f"--weight-decay {self.weight_decay}: give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What all heads of a stack share."""
+
+    epochs: int = 10
+    batch_size: int = 32  # examples
+    warmup_frac: float = 0.1  # share of all steps in which the learning rate rises
+    patience: int | None = None  # epochs without a better dev score after which training ends
+    data_seed: int = 0  # of the order of the examples
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
+        if not 0 <= self.warmup_frac <= 1:
+            raise PipelineError(f"--warmup-frac {self.warmup_frac}: give a share between 0 and 1")
+        if self.patience is not None and self.patience < 1:
+            raise PipelineError(f"--patience {self.patience}: give 1 or more epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of ``metrics.jsonl``; every score in percent, as `pipeline.metrics` gives it."""
+
+    epoch: int  # from 1
+    loss: float  # mean training loss of a batch
+    dev: dict[str, float]
+    seconds: float  # training alone
+    lr: float  # at the last step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained head: the weights of its best epoch."""
+
+    head: Head
+    best_epoch: int
+    metric: str
+    epochs: list[Epoch]
+
+    @property
+    def dev(self) -> float:
+        """The dev score of the best epoch."""
+        return self.epochs[self.best_epoch - 1].dev[self.metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A target of a bank, checked and read: what `fit` trains on."""
+
+    target: Target
+    spec: HeadSpec
+    metric: str
+    train: Labelled = field(repr=False)
+    dev: Labelled = field(repr=False)
+
+
+def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
+    """One split of a bank with one of its targets.
+
+    Raises:
+        PipelineError: the split or the target is not there; says why a column is no target.
+    """
+    if split not in bank.splits:
+        raise PipelineError(f"{bank.path} has no split {split!r}: {nearest(split, bank.splits)}")
+    part = bank.split(split)
+    known = part.target_names()
+    if name not in known:
+        reason = bank.attrs.get("skipped", {}).get(name)
+        if reason:
+            raise PipelineError(f"column {name!r} was not taken as a target: {reason}")
+        raise PipelineError(
+            f"{bank.path} has no target {name!r} on split {split}: {nearest(name, known)}. "
+            f"Add one with 'layerbank label {bank.path} DATA --target {name}'"
+        )
+    return part, part.target(name)
+
+
+def prepare(
+    bank: Bank,
+    target: str,
+    *,
+    fusion: str,
+    decoder: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    metric: str | None = None,
+    train_split: str = "train",
+    dev_split: str = "dev",
+    device: torch.device | None = None,
+) -> Job:
+    """Checks every choice against the bank, then reads what the head needs.
+
+    Raises:
+        PipelineError: something does not fit; said before the first step.
+        CacheError: the bank is damaged.
+    """
+    split, labels = open_target(bank, target, train_split)
+    dev, dev_labels = open_target(bank, target, dev_split)
+    if labels.names != dev_labels.names:
+        raise PipelineError(
+            f"target {target!r} has not the same classes on {train_split} and {dev_split}: "
+            "write both with one 'layerbank label'"
+        )
+    spec = plan_head(
+        fusion=fusion,
+        decoder=decoder,
+        target=labels,
+        kept=bank.recipe.layers,
+        last=bank.recipe.encoder.n_layers - 1,
+        width=bank.recipe.encoder.width,
+        options=options,
+    )
+    chosen = metrics.resolve(metric or labels.metric, labels.kind, labels.names)
+    shape = build_head(spec, seed=0)
+    where = device or torch.device("cpu")
+    return Job(
+        target=labels,
+        spec=spec,
+        metric=chosen,
+        train=batches.load(split, shape, spec.layers, labels, where),
+        dev=batches.load(dev, shape, spec.layers, dev_labels, where),
+    )
+
+
+def fit(
+    job: Job,
+    rates: Sequence[HeadRates],
+    schedule: Schedule,
+    progress: Callable[[int, Sequence[Epoch]], None] = lambda *_: None,
+) -> list[Trained]:
+    """Trains a stack of heads, one for each entry of `rates`, over one stream of batches.
+
+    AdamW, linear warm-up and decay; each head keeps the weights of its epoch with the best dev score
+    (the first of several that are equal). On a CPU the result is a function of the arguments, bit for
+    bit.
+
+    Args:
+        job: what to learn from.
+        rates: seed, learning rate and weight decay of each head.
+        schedule: epochs and batches.
+        progress: called after every epoch with its number and each head's line.
+
+    Raises:
+        PipelineError: a loss is not finite.
+    """
+    heads = stack([build_head(job.spec, seed=rate.seed) for rate in rates]).to(job.train.states.device)
+    optimizer = StackedAdamW(
+        heads, lr=[rate.lr for rate in rates], weight_decay=[rate.weight_decay for rate in rates]
+    )
+    best = _Best(job.metric, optimizer.values)
+    lines: list[list[Epoch]] = [[] for _ in rates]
+    for epoch in range(1, schedule.epochs + 1):
+        began = time.perf_counter()
+        losses, scale = train_epoch(heads, optimizer, job, schedule, epoch)
+        seconds = time.perf_counter() - began
+        scores = metrics.report(**predictions(heads, job.dev), names=job.target.names)
+        for k, rate in enumerate(rates):
+            dev = {name: float(values[k]) for name, values in scores.items()}
+            line = Epoch(epoch=epoch, loss=losses[k], dev=dev, seconds=seconds, lr=rate.lr * scale)
+            lines[k].append(line)
+        best.update(epoch, scores[job.metric])
+        progress(epoch, [line[-1] for line in lines])
+        if schedule.patience is not None and epoch - max(best.epochs) >= schedule.patience:
+            break
+    best.restore()
+    return [
+        Trained(head=unstack(heads, k), best_epoch=best.epochs[k], metric=job.metric, epochs=lines[k])
+        for k in range(len(rates))
+    ]
+
+
+def train_epoch(
+    heads: Head, optimizer: StackedAdamW, job: Job, schedule: Schedule, epoch: int
+) -> tuple[list[float], float]:
+    """One pass over the training examples.
+
+    Returns:
+        The mean loss of each head, and the last factor on the learning rates.
+
+    Raises:
+        PipelineError: a loss is not finite.
+    """
+    heads.train()
+    data = job.train
+    steps = math.ceil(data.n_examples / schedule.batch_size)
+    n_steps = steps * schedule.epochs
+    warmup_steps = round(schedule.warmup_frac * n_steps)
+    sequence = batches.order(data.n_examples, seed=schedule.data_seed, epoch=epoch)
+    total, scale = torch.zeros(len(optimizer.values), device=data.states.device), 0.0
+    stream = batches.batches(data, sequence, batch_size=schedule.batch_size)
+    for step, (inputs, labels, _) in enumerate(stream, start=steps * (epoch - 1)):
+        optimizer.zero_grad()
+        loss = heads.decoder.loss(heads(inputs), labels, inputs.decoded_lengths)
+        if loss.requires_grad:
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+        scale = linear_schedule(step, n_steps=n_steps, warmup_steps=warmup_steps)
+        optimizer.step(scale)
+        total += loss.detach()
+    if not bool(total.isfinite().all()):
+        raise PipelineError(f"the loss became NaN or infinite in epoch {epoch}: lower --lr")
+    return (total / steps).tolist(), scale
+
+
+@torch.inference_mode()
+def predictions(heads: Head, data: Labelled) -> dict[str, Any]:
+    """Predictions for every unit of a split, as `pipeline.metrics.report` takes them.
+
+    A word that got no token (cut off, or made of nothing the tokenizer knows) has no prediction: -1,
+    which counts as wrong.
+    """
+    heads.eval()
+    n_heads = next((p.shape[0] for p in heads.parameters()), 1)
+    floats = data.gold.dtype.kind == "f"
+    out = np.full(
+        (n_heads, len(data.gold)), np.nan if floats else -1, dtype=np.float64 if floats else np.int64
+    )
+    for inputs, _, units in batches.batches(
+        data, np.arange(data.n_examples), batch_size=EVALUATION_EXAMPLES
+    ):
+        guess = heads.decoder.predict(heads(inputs), inputs.decoded_lengths)
+        out[:, data.unit[units]] = guess.cpu().numpy()
+    return {"predictions": out, "gold": data.gold, "lengths": data.gold_lengths}
+
+
+class _Best:
+    """The weights of each head's best epoch so far."""
+
+    def __init__(self, metric: str, values: torch.Tensor) -> None:
+        self.epochs = [0] * len(values)
+        self._sign = 1.0 if metrics.higher_is_better(metric) else -1.0
+        self._scores = [-math.inf] * len(values)
+        self._values = values
+        self._kept = values.clone()
+
+    def update(self, epoch: int, scores: ndarray) -> None:
+        """Keeps the weights of every head that is better than ever before."""
+        for k, score in enumerate(scores):
+            if not self.epochs[k] or self._sign * score > self._scores[k]:
+                self.epochs[k], self._scores[k] = epoch, self._sign * float(score)
+                self._kept[k] = self._values[k]
+
+    def restore(self) -> None:
+        """Puts the best weights back into the stack."""
+        self._values.copy_(self._kept)

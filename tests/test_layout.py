@@ -1,0 +1,197 @@
+"""The layout that docs/contributing.md describes, held by reading the sources; nothing is imported here."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"torch", "transformers", "zarr", "dask", "distributed", "datasets", "numpy", "pyarrow"}
+PARTS = ("pipeline.fusions", "pipeline.decoders")
+
+# For a lower module, or the modules of a folder: what it never imports.
+NEVER = {
+    "cache": ("pipeline", "cli", "torch", "transformers", "datasets"),
+    "pipeline": ("cli",),
+    "pipeline.errors": ("pipeline", "cache", "torch"),
+    "pipeline.stack": ("pipeline", "cache"),
+    "pipeline.metrics": ("pipeline.train", "pipeline.sweep", "pipeline.extract", "pipeline.encoder"),
+    "pipeline.train": ("pipeline.sweep", "pipeline.extract", "pipeline.encoder", "transformers"),
+    "pipeline.sweep": ("pipeline.extract", "pipeline.encoder", "transformers"),
+    "pipeline.encoder": ("pipeline.extract", "pipeline.train", "pipeline.sweep"),
+    "pipeline.corpus": ("pipeline.extract", "pipeline.train", "pipeline.sweep", "torch", "transformers"),
+    "pipeline.tasks": ("pipeline.extract", "pipeline.corpus", "pipeline.train", "torch", "transformers"),
+    "pipeline.extract": ("pipeline.train", "pipeline.sweep", *PARTS),
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PACKAGES = {
+    module_name(path): path
+    for name in ("pipeline", "cache")
+    for path in sorted((ROOT / name).rglob("*.py"))
+}
+SOURCES = [
+    *PACKAGES.values(),
+    *sorted((ROOT / "tests").rglob("*.py")),
+    *sorted((ROOT / "docs").glob("*.py")),
+]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def cli_tree() -> ast.Module:
+    path = ROOT / "cli.py"
+    assert path.is_file(), "cli.py is missing: the command line is part of the layout"
+    return parse(path)
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Full names of what a file imports, anywhere in it; a submodule where the name is one."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.add(whole if whole in PACKAGES else node.module)
+    return found
+
+
+def imports_at_start(node: ast.AST) -> Iterator[str]:
+    """What runs when the file is imported: everything outside functions and type-checking blocks."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield from imports(child)
+        yield from imports_at_start(child)
+
+
+def is_within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+IMPORTS = {name: imports(parse(path)) for name, path in PACKAGES.items()}
+
+
+@pytest.mark.parametrize("lower", NEVER)
+def test_no_lower_module_imports_a_higher_one(lower):
+    for module in (m for m in PACKAGES if is_within(m, lower)):
+        for name in IMPORTS[module]:
+            higher = [other for other in NEVER[lower] if is_within(name, other)]
+            assert not higher, f"{module} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("package", PARTS)
+def test_parts_import_their_base_the_head_axis_and_torch_alone(package):
+    allowed = {f"{package}._base", "pipeline.stack", "torch", "jaxtyping"} | sys.stdlib_module_names
+    for module in (m for m in PACKAGES if m.startswith(f"{package}.")):
+        for name in IMPORTS[module]:
+            top = name.partition(".")[0]
+            assert name in allowed or top in allowed, f"{module} imports {name}"
+
+
+def test_imports_have_no_cycle():
+    graph = {m: {name for name in found if name in PACKAGES} for m, found in IMPORTS.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import one another in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_the_command_line_imports_pipeline_or_cache():
+    assert any(is_within(name, "pipeline") or is_within(name, "cache") for name in imports(cli_tree()))
+
+
+def test_the_command_line_starts_light():
+    heavy = {name for name in imports_at_start(cli_tree()) if name.partition(".")[0] in HEAVY}
+    assert not heavy, f"cli.py imports {sorted(heavy)} at module level: --help would wait for them"
+
+
+def test_what_the_command_line_imports_at_the_start_is_light_too():
+    waiting, reached = list(imports_at_start(cli_tree())), set()
+    while waiting:
+        name = waiting.pop()
+        assert name.partition(".")[0] not in HEAVY, f"importing cli.py imports {name}, through {reached}"
+        # Importing a.b runs a too.
+        parents = [".".join(name.split(".")[:n]) for n in range(1, name.count(".") + 2)]
+        for module in (m for m in parents if m in PACKAGES and m not in reached):
+            reached.add(module)
+            waiting += imports_at_start(parse(PACKAGES[module]))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_habits(path):
+    check_source(path)
+
+
+def test_source_habits_of_the_command_line():
+    cli_tree()
+    check_source(ROOT / "cli.py")
+
+
+def check_source(path: Path) -> None:
+    unsafe = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    for node in ast.walk(parse(path)):
+        where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{where}: a relative import"
+            assert node.module != "__future__", f"{where}: shapes in signatures need real annotations"
+            loads = node.module == "torch" and any(alias.name in ("load", "save") for alias in node.names)
+            assert not loads, f"{where}: torch.load executes what it reads"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            tops = {name.partition(".")[0] for name in imports(node)}
+            assert not tops & unsafe, f"{where}: executes on load"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("torch", "load"), ("torch", "save")}, (
+                f"{where}: safetensors and JSON only"
+            )
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert isinstance(node.value, ast.Constant) and node.value.value is False, (
+                f"{where}: allow_pickle"
+            )
+
+
+def test_init_files_only_re_export():
+    for path in (path for path in PACKAGES.values() if path.name == "__init__.py"):
+        for node in parse(path).body:
+            is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            assert is_docstring or is_all or isinstance(node, ast.Import | ast.ImportFrom), (
+                f"{path.relative_to(ROOT)}:{node.lineno}: an __init__ re-exports and does nothing else"
+            )
+
+
+def test_no_ignore_pattern_hides_the_package_cache():
+    for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.split("#")[0].strip()
+        if pattern.startswith("!") or not pattern:
+            continue
+        for name in ("cache", "pipeline"):
+            last = pattern.rstrip("/").rpartition("/")[2]
+            assert not fnmatch(name, last), f".gitignore hides {name}/: {pattern}"
+
+
+def test_git_sees_the_packages():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    paths = ["cache/layout.py", "pipeline/stack.py", "cli.py"]
+    done = subprocess.run(
+        ["git", "check-ignore", "--no-index", *paths], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1, f"git ignores {done.stdout.split()}"
