@@ -12,7 +12,7 @@ which other readers know.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import ml_dtypes
 import numpy as np
@@ -81,7 +81,7 @@ class BFloat16(ZDType[Any, Any], HasEndianness):  # type: ignore[misc]
     _zarr_v3_name: ClassVar[Literal["bfloat16"]] = "bfloat16"
 
     @classmethod
-    def from_native_dtype(cls, dtype: Any) -> Self:
+    def from_native_dtype(cls, dtype: Any) -> "BFloat16":
         """The Zarr type of a numpy type."""
         if dtype == DTYPES["bfloat16"]:
             return cls()
@@ -92,11 +92,11 @@ class BFloat16(ZDType[Any, Any], HasEndianness):  # type: ignore[misc]
         return DTYPES["bfloat16"]
 
     @classmethod
-    def _from_json_v2(cls, data: Any) -> Self:
+    def _from_json_v2(cls, data: Any) -> "BFloat16":
         raise DataTypeValidationError("Zarr v2 has no bfloat16")
 
     @classmethod
-    def _from_json_v3(cls, data: Any) -> Self:
+    def _from_json_v3(cls, data: Any) -> "BFloat16":
         if data == cls._zarr_v3_name:
             return cls()
         raise DataTypeValidationError(f"not bfloat16: {data}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int, Shaped, UInt64
+from jaxtyping import Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
 from cache import codecs, store, targets
@@ -31,6 +31,7 @@ class Split:
         self.group = group
         self.recipe = recipe
         self.layers: tuple[int, ...] = recipe.layers
+        self.keep: str = recipe.keep
         self.width = recipe.encoder.width
         self.dtype = codecs.numpy_dtype(recipe.dtype)
         self.block_tokens = int(group.attrs["block_tokens"])
@@ -83,7 +84,7 @@ class Split:
         return self._token_array("word_id")
 
     @cached_property
-    def kind(self) -> Int[ndarray, " token"]:
+    def kind(self) -> UInt8[ndarray, " token"]:
         """What each token is, see `cache.layout.Kind`."""
         return self._token_array("kind")
 
@@ -307,9 +308,7 @@ class Bank:
     def splits(self) -> list[str]:
         """Names of the splits, train, dev and test first."""
         usual = {"train": 0, "dev": 1, "test": 2}
-        return sorted(
-            (name for name, _ in self._root.groups()), key=lambda name: (usual.get(name, 3), name)
-        )
+        return sorted(store.members(self._root), key=lambda name: (usual.get(name, 3), name))
 
     def split(self, name: str) -> Split:
         """Opens a split.

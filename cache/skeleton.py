@@ -72,7 +72,8 @@ def make(
     root = zarr.create_group(str(path), attributes=dict(_PLANNING))
     for name, plan in plans.items():
         _make_split(root, name, recipe, plan, rows[name])
-    root.attrs.update(
+    # Not `attrs.update`, which writes the file once for every key.
+    root.update_attributes(
         {
             **recipe.to_attrs(),
             "versions": dict(versions),
@@ -170,7 +171,7 @@ def check_same(path: Path, root: zarr.Group, recipe: Recipe, rows: Mapping[str, 
                 f"{path} was made with {name} = {found[name]}, asked for {asked[name]}: "
                 "ask for the same, or name another --store"
             )
-    kept = {name: split.attrs["fingerprint"] for name, split in root.groups()}
+    kept = {name: split.attrs["fingerprint"] for name, split in store.members(root).items()}
     differing = sorted(set(kept.items()) ^ set(_row_fingerprints(rows).items()))
     if differing:
         raise CacheError(

@@ -6,6 +6,7 @@ import mmap
 import os
 import resource
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +41,13 @@ def local_path(store: str) -> Path | None:
 def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
     """The file of one chunk, as Zarr v3's default chunk keys name it."""
     return root.joinpath(split, array, "c", *(str(i) for i in index))
+
+
+def members(group: zarr.Group) -> dict[str, Any]:
+    """The groups and arrays right below a group. A file that a killed writer left is none of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Object at .* is not recognized", zarr.errors.ZarrUserWarning)
+        return dict(group.members())
 
 
 def chunk_is_there(group: zarr.Group, array: str, *index: int) -> bool:
@@ -110,7 +118,7 @@ def write_chunk(path: Path, values: ndarray) -> None:
         CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
     """
     partial = path.with_name(path.name + PARTIAL)
-    data = values.view(np.uint8).reshape(-1)
+    data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
     checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,8 @@ def write_target(split: zarr.Group, target: Target) -> None:
             config={"write_empty_chunks": True},
         )
         array[:] = target.values
-        array.attrs.update({"kind": target.kind, "names": list(target.names), "metric": target.metric})
+        # Not `attrs.update`, which writes the file once for every key.
+        array.update_attributes({"kind": target.kind, "names": list(target.names), "metric": target.metric})
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
@@ -97,10 +98,9 @@ def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:
     """Names of the targets a split has, each with its kind and its number of classes."""
     if TARGETS not in split:
         return {}
-    arrays = dict(split[TARGETS].arrays())
     return {
         name: {"kind": array.attrs["kind"], "classes": len(array.attrs["names"])}
-        for name, array in sorted(arrays.items())
+        for name, array in sorted(store.members(split[TARGETS]).items())
         if "kind" in array.attrs
     }
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import zarr
@@ -54,7 +54,7 @@ class Writer:
         self._versions = dict(versions or {})
         self._exit = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Writer":
         """Takes the lock, then makes the bank or checks that the one there is of the same making."""
         self._exit.enter_context(store.writing(self.path))
         try:
@@ -163,7 +163,8 @@ class Writer:
 
     def _update(self, group: zarr.Group, attrs: Mapping[str, Any]) -> None:
         try:
-            group.attrs.update(attrs)
+            # Not `attrs.update`, which writes the file once for every key.
+            group.update_attributes(dict(attrs))
         except OSError as error:
             raise store.disk_error(self.path, error) from error
 
@@ -171,10 +172,10 @@ class Writer:
         try:
             if not skeleton.is_planned(self.path):
                 skeleton.make(self.path, self.recipe, self.plans, self.rows, self._versions)
-            root = store.open_root(str(self.path), "r+")
-            skeleton.check_same(self.path, root, self.recipe, self.rows)
             for leftover in self.path.rglob(f"*{store.PARTIAL}"):
                 leftover.unlink()
+            root = store.open_root(str(self.path), "r+")
+            skeleton.check_same(self.path, root, self.recipe, self.rows)
             skeleton.restore_examples(root, self.plans, self.rows)
         except OSError as error:
             raise store.disk_error(self.path, error) from error

@@ -6,6 +6,7 @@ and are converted a batch at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,12 +23,41 @@ from pipeline.head import Head, Inputs
 _SHORT = {"all": "every token", "words": "the first sub-word of every word", "first": "the first token"}
 
 
+class TokenTable(Protocol):
+    """Where tokens lie and what they are: a split of a bank, or a batch of raw text."""
+
+    @property
+    def keep(self) -> str:
+        """Which tokens are there."""
+
+    @property
+    def start(self) -> Int[ndarray, " example"]:
+        """First token of each example."""
+
+    @property
+    def length(self) -> Int[ndarray, " example"]:
+        """Number of tokens of each example."""
+
+    @property
+    def kind(self) -> Int[ndarray, " token"]:
+        """What each token is, see `cache.layout.Kind`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenSet:
     """Some tokens of each example, in the order of the examples."""
 
-    position: Int[ndarray, " token"]  # on the split's token axis
+    position: Int[ndarray, " token"]  # on the table's token axis
     count: Int[ndarray, " example"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What one head reads: the tokens its fusion sees, and which of them its decoder sees."""
+
+    read: TokenSet
+    decoded: TokenSet
+    chosen: Int[ndarray, " chosen"] | None  # places of the decoded among the read; None for all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +86,46 @@ class Labelled:
         return int(self.start[-1])
 
 
-def token_set(split: Split, tokens: str, *, why: str) -> TokenSet:
+def token_set(table: TokenTable, tokens: str, *, why: str) -> TokenSet:
     """Chooses tokens of every example.
 
     Args:
-        split: of a bank.
+        table: where the tokens are.
         tokens: all, words or first.
         why: the part that needs them, for the message.
 
     Raises:
         PipelineError: the bank does not keep them.
     """
-    keep = split.recipe.keep
     enough = {"all": ("all",), "words": ("all", "words"), "first": ("all", "words", "first")}[tokens]
-    if keep not in enough:
+    if table.keep not in enough:
         raise PipelineError(
-            f"{why} reads {_SHORT[tokens]}, the bank keeps --keep {keep}: extract with --keep {enough[-1]}"
+            f"{why} reads {_SHORT[tokens]}, the bank has --keep {table.keep}: "
+            f"extract with --keep {enough[-1]}"
         )
     if tokens == "first":
-        count = np.minimum(split.length, 1)
-        return TokenSet(position=split.start[count > 0], count=count)
-    position = ranges(split.start, split.length)
+        count = np.minimum(table.length, 1)
+        return TokenSet(position=table.start[count > 0], count=count)
+    position = ranges(table.start, table.length)
     if tokens == "all":
-        return TokenSet(position=position, count=split.length)
-    is_word = split.kind[position] == Kind.WORD
-    before = spans(is_word)
-    ends = spans(split.length)
+        return TokenSet(position=position, count=table.length)
+    is_word = table.kind[position] == Kind.WORD
+    before, ends = spans(is_word), spans(table.length)
     return TokenSet(position=position[is_word], count=np.diff(before[ends]))
+
+
+def select(table: TokenTable, head: Head) -> Selection:
+    """Chooses the tokens that a head reads.
+
+    Raises:
+        PipelineError: the bank does not keep them.
+    """
+    decoded = token_set(table, head.decoder.tokens, why=f"decoder {type(head.decoder).__name__}")
+    if head.reads == head.decoder.tokens:
+        return Selection(read=decoded, decoded=decoded, chosen=None)
+    read = token_set(table, head.reads, why=f"fusion {type(head.fusion).__name__}")
+    chosen = np.flatnonzero(np.isin(read.position, decoded.position))
+    return Selection(read=read, decoded=decoded, chosen=chosen)
 
 
 def load(
@@ -94,20 +137,15 @@ def load(
         PipelineError: the bank does not keep the tokens.
         CacheError: a chunk is damaged.
     """
-    why = f"decoder {type(head.decoder).__name__}"
-    chosen = token_set(split, head.decoder.tokens, why=why)
-    reading, decoded = chosen, None
-    if head.reads != head.decoder.tokens:
-        reading = token_set(split, head.reads, why=f"fusion {type(head.fusion).__name__}")
-        decoded = np.flatnonzero(np.isin(reading.position, chosen.position))
-    states = to_torch(split.take(reading.position, layers)).to(device)
-    unit, gold_lengths = _units(split, target, chosen)
+    selection = select(split, head)
+    states = to_torch(split.take(selection.read.position, layers)).to(device)
+    unit, gold_lengths = _units(split, target, selection.decoded)
     labels = torch.from_numpy(target.values[unit]).to(device)
     return Labelled(
         states=states,
-        start=spans(reading.count),
-        decoded=decoded,
-        decoded_start=spans(chosen.count),
+        start=spans(selection.read.count),
+        decoded=selection.chosen,
+        decoded_start=spans(selection.decoded.count),
         labels=labels if target.kind == "float" else labels.long(),
         gold=target.values,
         unit=unit,

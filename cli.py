@@ -1,0 +1,339 @@
+"""The command line: flags -> one call -> print. Nothing heavy is imported before a command runs."""
+
+import json
+import sys
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+
+class Commands(TyperGroup):
+    """The commands; a foreseen error becomes one line on standard error and exit 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs a command."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from cache.errors import CacheError
+            from pipeline.errors import PipelineError
+            from pipeline.extract import StoppedError
+
+            if not isinstance(error, PipelineError | CacheError):
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(130 if isinstance(error, StoppedError) else 1) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Run a frozen encoder once, keep every layer's token states, train late-fusion heads on them.",
+)
+
+Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a named task, or a Hub id.")]
+Store = Annotated[str, typer.Argument(help="Folder of a bank.")]
+RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
+TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
+Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the data.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        str, typer.Option(help="Folder for the data, the bank and the runs.")
+    ] = "layerbank-demo",
+    epochs: Annotated[int, typer.Option(help="Epochs of each head.", min=1)] = 10,
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the data.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Extracts a bank of built-in data and trains six heads on it: the whole job, offline."""
+    from pipeline import demo as module
+    from pipeline import device, terminal
+
+    device.set_threads(threads)
+    result = module.demo(out, epochs=epochs, quick=quick, note=terminal.note, bar=terminal.extraction_bar)
+    _print(result, as_json, module.show)
+
+
+@app.command()
+def extract(
+    data: Data,
+    encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
+    store: Annotated[str, typer.Option(help="Folder of the bank; an unfinished one is continued.")],
+    keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+    ] = "float16",
+    layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
+    codec: Annotated[Literal["none", "lz4", "zstd"], typer.Option(help="Lossless compression.")] = "none",
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    words: Words = None,
+    target: Annotated[list[str] | None, typer.Option(help="Label column; all that fit by default.")] = None,
+    revision: Revision = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
+    trust_remote_code: Trust = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs the encoder once over a data set and keeps every layer's token states in a bank."""
+    from pipeline import terminal
+    from pipeline.corpus import load_corpus
+    from pipeline.device import set_threads
+    from pipeline.encoder import Encoder
+    from pipeline.extract import extract as run
+
+    set_threads(threads)
+    corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
+    loaded = Encoder(
+        encoder,
+        revision=encoder_revision,
+        device=device,
+        words=corpus.words is not None,
+        trust_remote_code=trust_remote_code,
+    )
+    with terminal.extraction_bar() as bar:
+        result = run(
+            corpus,
+            loaded,
+            store,
+            keep=keep,
+            dtype=dtype,
+            layers=_numbers(layers),
+            codec=codec,
+            max_length=max_length,
+            batch_tokens=batch_tokens,
+            seed=seed,
+            targets=target,
+            progress=bar,
+        )
+    _print(result, as_json, terminal.show_extraction)
+
+
+@app.command()
+def label(
+    store: Store,
+    data: Data,
+    target: Annotated[list[str], typer.Option(help="Label column; may be given more than once.")],
+    text: Text = None,
+    text_pair: TextPair = None,
+    words: Words = None,
+    revision: Revision = None,
+    as_json: AsJson = False,
+) -> None:
+    """Adds columns of labels to a bank: the same rows, another task, no encoder."""
+    from cache import open_bank
+    from pipeline import label as module
+    from pipeline import terminal
+
+    bank = open_bank(store)
+    corpus = module.load_labelled_corpus(
+        bank, data, text=text, text_pair=text_pair, words=words, revision=revision
+    )
+    result = {"store": store, "targets": [module.label(bank, corpus, column) for column in target]}
+    _print(result, as_json, terminal.show_labels)
+
+
+@app.command()
+def train(
+    store: Store,
+    target: Annotated[str, typer.Option(help="What to learn: a target of the bank.")],
+    out: Annotated[str, typer.Option(help="Folder for the run.")],
+    fusion: Annotated[str, typer.Option(help="Late fusion: a name or a dotted path.")] = "attention",
+    decoder: Annotated[str | None, typer.Option(help="Decoder; fitting the target by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value.")
+    ] = None,
+    crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="Tagger: a linear-chain CRF.")] = None,
+    pooling: Annotated[
+        Literal["first", "mean", "max"] | None,
+        typer.Option(help="Classifier: how tokens become one vector."),
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="Rate before each product of the decoder.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
+    lr: Annotated[float, typer.Option(help="AdamW's highest learning rate.")] = 1e-3,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's decoupled decay.")] = 0.01,
+    batch_size: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    warmup_frac: Annotated[float, typer.Option(help="Share of steps with a rising learning rate.")] = 0.1,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many epochs without a gain.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights and of dropout.")] = 0,
+    data_seed: Annotated[int, typer.Option(help="Of the order of the examples.")] = 0,
+    metric: Annotated[str | None, typer.Option(help="Dev score that picks the epoch.")] = None,
+    train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
+    dev_split: Annotated[str, typer.Option(help="Split to choose the epoch by.")] = "dev",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains one late-fusion head on a bank; the encoder is not needed."""
+    from pipeline import terminal
+    from pipeline.device import pick_device, set_threads
+    from pipeline.run import train_run
+    from pipeline.train import HeadRates, Schedule
+
+    set_threads(threads)
+    result = train_run(
+        store,
+        target=target,
+        out=out,
+        fusion=fusion,
+        decoder=decoder,
+        options=_settings(options, crf=crf, pooling=pooling, dropout=dropout),
+        rates=HeadRates(seed=seed, lr=lr, weight_decay=weight_decay),
+        schedule=Schedule(
+            epochs=epochs,
+            batch_size=batch_size,
+            warmup_frac=warmup_frac,
+            patience=patience,
+            data_seed=data_seed,
+        ),
+        metric=metric,
+        splits={"train": train_split, "dev": dev_split},
+        overwrite=overwrite,
+        device=pick_device(device),
+        progress=terminal.epoch_note,
+    )
+    _print(result, as_json, terminal.show_run)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
+    split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scores a trained head on a split of a bank."""
+    from cache import open_bank
+    from pipeline import evaluate as module
+    from pipeline import terminal
+    from pipeline.device import pick_device, set_threads
+    from pipeline.results import load_run
+
+    set_threads(threads)
+    loaded = load_run(run)
+    bank = open_bank(store or loaded.source.store)
+    result = module.evaluate(loaded, bank, split, device=pick_device(device))
+    _print(result, as_json, terminal.show_scores)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to label.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(help="jsonl with the bank's columns, or one text a line; - reads stdin."),
+    ] = None,
+    also: Annotated[
+        list[str] | None, typer.Option("--run", help="A further run of the same encoder; repeatable.")
+    ] = None,
+    encoder: Annotated[str | None, typer.Option(help="Where the encoder is now.")] = None,
+    trust_remote_code: Trust = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labels raw text, one JSON object a line; several runs share one forward of the encoder."""
+    from pipeline.device import set_threads
+    from pipeline.predict import open_predictor, read_inputs
+
+    set_threads(threads)
+    predictor = open_predictor(
+        [run, *(also or [])], encoder=encoder, device=device, trust_remote_code=trust_remote_code
+    )
+    inputs = read_inputs(predictor.runs[0], texts or [], file)
+    for row in predictor.predict_rows(inputs):
+        print(json.dumps(row, ensure_ascii=False))
+
+
+@app.command()
+def inspect(store: Store, as_json: AsJson = False) -> None:
+    """Shows what a bank holds."""
+    from cache import open_bank
+    from pipeline import inventory, terminal
+
+    _print(inventory.describe(open_bank(store, allow_incomplete=True)), as_json, terminal.show_bank)
+
+
+@app.command()
+def verify(store: Store, as_json: AsJson = False) -> None:
+    """Checks every byte of a bank against its checksums; exit 1 if something is damaged."""
+    from cache import open_bank
+    from cache.verify import verify as check
+    from pipeline import terminal
+
+    report = check(open_bank(store))
+    _print(
+        {"ok": report.ok, "blocks": report.blocks, "bad": report.bad}, as_json, terminal.show_verification
+    )
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command(name="list")
+def list_(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to look below.")] = ".",
+    as_json: AsJson = False,
+) -> None:
+    """Lists the banks and runs below a folder."""
+    from pipeline import inventory, terminal
+
+    _print(inventory.inventory(folder), as_json, terminal.show_inventory)
+
+
+def _print(result: Any, as_json: bool, show: Any) -> None:
+    """Prints a result as one JSON object, or for people."""
+    from dataclasses import asdict, is_dataclass
+
+    plain = asdict(result) if is_dataclass(result) and not isinstance(result, type) else result
+    if as_json:
+        print(json.dumps(plain, ensure_ascii=False, allow_nan=False))
+    else:
+        show(plain)
+
+
+def _numbers(text: str) -> list[int] | None:
+    """Layer numbers: ``all`` is None."""
+    if text == "all":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--layers {text}: give all, or numbers such as 0,6,12") from error
+
+
+def _settings(options: list[str] | None, **flags: Any) -> dict[str, Any]:
+    """Hyper-parameters by name: ``--set name=value`` and the flags that are short for it."""
+    settings = {name: value for name, value in flags.items() if value is not None}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"--set {option}: give name=value")
+        settings[name] = value
+    return settings
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,104 @@
+"""What is there: the description of one bank, and the banks and runs below a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cache import Bank, CacheError, open_bank
+from cache.reader import is_bank
+from pipeline.errors import PipelineError
+from pipeline.results import CONFIG, RESULT
+
+_DEPTH = 4
+"""Folders below the one asked for that are looked into."""
+
+
+def describe(bank: Bank) -> dict[str, Any]:
+    """What a bank holds, as ``layerbank inspect`` prints it."""
+    recipe = bank.recipe
+    return {
+        "store": bank.path,
+        "format_version": bank.attrs["format_version"],
+        "fingerprint": bank.fingerprint,
+        "complete": bool(bank.attrs["complete"]),
+        "encoder": bank.attrs["encoder"],
+        "tokenizer_sha256": recipe.tokenizer_sha256,
+        "dtype": recipe.dtype,
+        "keep": recipe.keep,
+        "layers": list(recipe.layers),
+        "codec": recipe.codec,
+        "max_length": recipe.max_length,
+        "columns": recipe.columns,
+        "seed": recipe.seed,
+        "batch_tokens": recipe.batch_tokens,
+        "bytes": bank.n_bytes,
+        "splits": {name: _split(bank, name) for name in bank.splits},
+        "targets": _targets(bank),
+        "skipped": bank.attrs.get("skipped", {}),
+        "versions": bank.attrs.get("versions", {}),
+    }
+
+
+def _split(bank: Bank, name: str) -> dict[str, Any]:
+    split = bank.split(name)
+    attrs = dict(split.group.attrs)
+    return {
+        "examples": split.n_examples,
+        "tokens": split.n_tokens,
+        "blocks": split.n_blocks,
+        "block_tokens": split.block_tokens,
+        "words_cut": attrs.get("words_cut", 0),
+        "words_empty": attrs.get("words_empty", 0),
+        "fingerprint": attrs["fingerprint"],
+    }
+
+
+def _targets(bank: Bank) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name in bank.splits:
+        for target, facts in bank.split(name).target_names().items():
+            found.setdefault(target, {**facts, "splits": []})["splits"].append(name)
+    return found
+
+
+def inventory(folder: str) -> dict[str, list[dict[str, Any]]]:
+    """The banks and the runs below a folder, by path.
+
+    Raises:
+        PipelineError: there is no such folder.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise PipelineError(f"no folder {folder}: name one that holds banks or runs")
+    found: dict[str, list[dict[str, Any]]] = {"banks": [], "runs": []}
+    _walk(root, _DEPTH, found)
+    return found
+
+
+def _walk(folder: Path, depth: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    if is_bank(folder):
+        found["banks"].append(_bank_line(folder))
+    elif (folder / RESULT).is_file() and (folder / CONFIG).is_file():
+        found["runs"].append(_run_line(folder))
+    elif depth:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.name.startswith("."):
+                _walk(child, depth - 1, found)
+
+
+def _bank_line(folder: Path) -> dict[str, Any]:
+    try:
+        facts = describe(open_bank(str(folder), allow_incomplete=True))
+    except CacheError as error:
+        return {"store": str(folder), "complete": False, "error": str(error)}
+    names = ("store", "complete", "encoder", "keep", "dtype", "bytes", "splits", "targets")
+    return {name: facts[name] for name in names}
+
+
+def _run_line(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        return {**result, "run": str(folder), "store": config["source"]["store"]}
+    except (OSError, ValueError, KeyError) as error:
+        return {"run": str(folder), "error": f"cannot be read: {error}"}

@@ -1,0 +1,90 @@
+"""Adds a column of labels to a bank that is there: the same rows, another task, no encoder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache import Bank, Split, Target
+from cache.store import writing
+from cache.targets import reorder_tags, write_target
+from pipeline.corpus import Corpus, load_corpus
+from pipeline.errors import PipelineError
+from pipeline.extract import hash_rows
+from pipeline.labels import Labels, read_labels
+
+
+def load_labelled_corpus(bank: Bank, data: str, **columns: str | None) -> Corpus:
+    """Loads a data set with the input columns of a bank, unless others are named.
+
+    Raises:
+        PipelineError: the data cannot be read.
+    """
+    named: dict[str, str | None] = {name: c for name, c in columns.items() if c is not None}
+    return load_corpus(data, **(named or bank.recipe.columns))
+
+
+def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
+    """Writes a column beside the states, for every split that has it.
+
+    Args:
+        bank: a complete bank on a local disk.
+        corpus: the same rows as the bank's, in the same order.
+        column: the labels.
+
+    Returns:
+        What was written: target, kind, number of classes, splits.
+
+    Raises:
+        PipelineError: the rows are not the bank's, or the column cannot be a target.
+        CacheError: the bank cannot be written.
+    """
+    labels = read_labels(corpus, column)
+    shared = [name for name in bank.splits if name in labels.values]
+    if not shared:
+        raise PipelineError(
+            f"{corpus.name} and {bank.path} share no split with {column!r}: the bank has "
+            f"{', '.join(bank.splits)}, the data {', '.join(labels.values)}"
+        )
+    for name in shared:
+        _check_rows(bank.split(name), corpus)
+    with writing(Path(bank.path)):
+        for name in shared:
+            write_target(bank.writable_split(name), _dealt(bank.split(name), labels))
+    return {
+        "store": bank.path,
+        "target": column,
+        "kind": labels.kind,
+        "classes": len(labels.names),
+        "splits": shared,
+    }
+
+
+def _check_rows(split: Split, corpus: Corpus) -> None:
+    found = hash_rows(corpus, split.name)
+    if len(found) != split.n_examples:
+        raise PipelineError(
+            f"split {split.name}: {corpus.name} has {len(found)} rows, the bank {split.n_examples}: "
+            "labels must come from the rows the bank was made from"
+        )
+    differing = np.flatnonzero(found[split.row] != split.text_hash)
+    if len(differing):
+        row = int(split.row[differing].min())
+        raise PipelineError(
+            f"{corpus.split(split.name).where(row)}: its text is not that of the bank's row {row}: "
+            "labels must come from the rows the bank was made from, in their order"
+        )
+
+
+def _dealt(split: Split, labels: Labels) -> Target:
+    """A split's labels in the bank's order."""
+    values = labels.values[split.name]
+    target = Target(
+        name=labels.name, kind=labels.kind, names=labels.names, values=values, metric=labels.metric
+    )
+    if labels.kind != "tags":
+        return replace(target, values=values[split.row])
+    n_words = np.empty_like(split.n_words)
+    n_words[split.row] = split.n_words
+    return replace(target, values=reorder_tags(values, n_words, split.row))

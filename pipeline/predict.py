@@ -1,0 +1,301 @@
+"""Raw text in, labels out: one forward of the encoder serves the heads of several runs.
+
+This is how the late-fusion papers mean to deploy: many tasks, one frozen encoder.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from cache.layout import Keep
+from cache.targets import spans
+from pipeline.arrays import TORCH_DTYPES
+from pipeline.batches import Selection, select
+from pipeline.encoder import Encoder
+from pipeline.errors import PipelineError
+from pipeline.evaluate import check_encoder
+from pipeline.head import Inputs
+from pipeline.metrics import is_entity_scheme
+from pipeline.readers import read_file
+from pipeline.results import Run, load_run
+from pipeline.tokens import Inputs as Texts
+from pipeline.tokens import Tokens, tokenize
+
+CHUNK_ROWS = 256
+"""Inputs that share a forward and are held at once."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """States of some inputs' tokens; a `pipeline.batches.TokenTable`."""
+
+    keep: Keep
+    start: Int[ndarray, " example"]
+    length: Int[ndarray, " example"]
+    kind: Int[ndarray, " token"]
+    word_id: Int[ndarray, " token"]
+    n_words: Int[ndarray, " example"]
+    layers: tuple[int, ...]
+    states: Float[Tensor, "layer token width"]
+
+
+class Predictor:
+    """The heads of some runs behind one encoder.
+
+    Args:
+        runs: of one encoder, one tokenizer and one `max_length`.
+        encoder: that encoder.
+        batch_tokens: padded tokens in one forward.
+
+    Raises:
+        PipelineError: the runs do not belong together, or the encoder is not theirs.
+    """
+
+    def __init__(self, runs: Sequence[Run], encoder: Encoder, *, batch_tokens: int = 4096) -> None:
+        self.runs = list(runs)
+        self._encoder = encoder
+        self._batch_tokens = batch_tokens
+        for run in self.runs:
+            name = f"encoder {encoder.record.name}"
+            check_encoder(run, encoder.record.weights_sha256, encoder.tokenizer_sha256, what=name)
+        self._check_together()
+        reads = {run.head.reads for run in self.runs}
+        self._keep: Keep = "all" if "all" in reads else "words" if "words" in reads else "first"
+        self._layers = tuple(sorted({layer for run in self.runs for layer in run.spec.layers}))
+        for run in self.runs:
+            run.head.to(encoder.device).eval()
+
+    def _check_together(self) -> None:
+        first = self.runs[0]
+        names = [run.target.name for run in self.runs]
+        for run in self.runs[1:]:
+            if (run.source.max_length, words_based(run)) != (first.source.max_length, words_based(first)):
+                raise PipelineError(
+                    f"{first.path} and {run.path} differ in max_length or in words against text: "
+                    "predict with each alone"
+                )
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise PipelineError(f"two runs predict the target {twice[0]!r}: give one run a target")
+
+    def predict(self, texts: Texts, pairs: Texts | None = None) -> Iterator[dict[str, Any]]:
+        """Predicts every target for every input, in order.
+
+        Args:
+            texts: strings, or lists of words where the runs were trained on words.
+            pairs: second texts, where the runs were trained on pairs.
+
+        Yields:
+            The prediction of each run under its target's name: a class name, a list of tags, a number.
+            `words_cut` counts words that `max_length` cut off, if there are any; their tag is O.
+        """
+        for first in range(0, len(texts), CHUNK_ROWS):
+            here = slice(first, first + CHUNK_ROWS)
+            tokens = tokenize(
+                self._encoder.tokenizer,
+                [(texts[here], None if pairs is None else pairs[here])],
+                max_length=self.runs[0].source.max_length,
+            )
+            encoded = self._encode(tokens)
+            columns = {run.target.name: self._predict(run, encoded) for run in self.runs}
+            for i in range(len(tokens.length)):
+                row = {name: values[i] for name, values in columns.items()}
+                seen = tokens.word_id[tokens.start[i] : tokens.start[i + 1]].max(initial=-1) + 1
+                cut = int(tokens.n_words[i]) - int(seen)
+                yield {**row, "words_cut": cut} if cut > 0 and words_based(self.runs[0]) else row
+
+    def predict_rows(self, rows: "Rows") -> Iterator[dict[str, Any]]:
+        """Each input as it is shown, with its predictions; see `predict`."""
+        for shown, predicted in zip(rows.shown, self.predict(rows.texts, rows.pairs), strict=True):
+            yield {**shown, **predicted}
+
+    def _encode(self, tokens: Tokens) -> _Encoded:
+        kept = tokens.kept(self._keep)
+        length = np.diff(spans(kept)[tokens.start])
+        start = spans(length)[:-1]
+        states = torch.zeros(
+            len(self._layers), int(length.sum()), self._encoder.record.width, device=self._encoder.device
+        )
+        self._encoder.encode(
+            tokens,
+            np.arange(len(length)),
+            kept=kept,
+            layers=self._layers,
+            start=start,
+            out=states,
+            budget_tokens=self._batch_tokens,
+        )
+        return _Encoded(
+            keep=self._keep,
+            start=start,
+            length=length,
+            kind=tokens.kind[kept],
+            word_id=tokens.word_id[kept],
+            n_words=tokens.n_words,
+            layers=self._layers,
+            states=states,
+        )
+
+    @torch.inference_mode()
+    def _predict(self, run: Run, encoded: _Encoded) -> list[Any]:
+        selection = select(encoded, run.head)
+        inputs = _inputs(run, encoded, selection)
+        guess = run.head.decoder.predict(run.head(inputs), inputs.decoded_lengths)[0].cpu().numpy()
+        if run.target.kind == "tags":
+            return _tags(run, encoded, selection, guess)
+        if run.target.kind == "float":
+            return [float(value) for value in guess]
+        return [run.target.names[i] for i in guess]
+
+
+def _inputs(run: Run, encoded: _Encoded, selection: Selection) -> Inputs:
+    """What a head reads, rounded to the data type of the bank it was trained on."""
+    device = encoded.states.device
+    rows = torch.tensor([encoded.layers.index(layer) for layer in run.spec.layers], device=device)
+    tokens = torch.from_numpy(selection.read.position).to(device)
+    states = encoded.states.index_select(0, rows).index_select(1, tokens)
+    chosen = selection.chosen
+    return Inputs(
+        states=states.to(TORCH_DTYPES[run.source.dtype]).float(),
+        lengths=torch.from_numpy(selection.read.count).to(device),
+        decoded=None if chosen is None else torch.from_numpy(chosen).to(device),
+        decoded_lengths=torch.from_numpy(selection.decoded.count).to(device),
+    )
+
+
+def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> list[list[str | None]]:
+    """Tags of every word; a word without a token gets O, or None where there is no O."""
+    names = run.target.names
+    nothing = "O" if is_entity_scheme(names) else None
+    tags: list[list[str | None]] = [[nothing] * int(n) for n in encoded.n_words]
+    example = np.repeat(np.arange(len(tags)), selection.decoded.count)
+    words = encoded.word_id[selection.decoded.position]
+    for i, word, tag in zip(example, words, guess, strict=True):
+        tags[i][word] = names[tag]
+    return tags
+
+
+def words_based(run: Run) -> bool:
+    """Whether a run was trained on lists of words."""
+    return run.source.columns.get("words") is not None
+
+
+def open_predictor(
+    paths: Sequence[str],
+    *,
+    encoder: str | None = None,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Predictor:
+    """Loads runs and their encoder.
+
+    Args:
+        paths: run folders of one encoder.
+        encoder: where the encoder is, if not where it was when the bank was made.
+        device: where it computes.
+        trust_remote_code: whether code that comes with the encoder may run.
+
+    Raises:
+        PipelineError: a run or the encoder cannot be loaded, or they do not belong together.
+    """
+    runs = [load_run(path) for path in paths]
+    known = runs[0].source.encoder
+    loaded = Encoder(
+        encoder or known.name,
+        revision=None if encoder else known.revision,
+        device=device,
+        words=words_based(runs[0]),
+        trust_remote_code=trust_remote_code,
+    )
+    return Predictor(runs, loaded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Inputs to label, and how each is shown in the output."""
+
+    texts: list[Any]  # strings or lists of words
+    pairs: list[Any] | None
+    shown: list[dict[str, Any]]
+
+
+def read_inputs(run: Run, texts: Sequence[str], file: str | None) -> Rows:
+    """Reads what is to be labelled.
+
+    Args:
+        run: tells whether inputs are words, texts or pairs of texts.
+        texts: given on the command line; words are cut at white space, a pair at its tab.
+        file: rows in jsonl with the columns of the bank, or one text a line; ``-`` is standard input.
+
+    Raises:
+        PipelineError: both or neither are given, the file cannot be read, or a row does not fit.
+    """
+    if bool(texts) == (file is not None):
+        raise PipelineError("predict needs texts or --file, one of the two")
+    if file is None:
+        return _from_lines(run, texts)
+    if file.endswith(".jsonl"):
+        return _from_jsonl(run, file)
+    return _from_lines(run, _read_lines(file))
+
+
+def _read_lines(file: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"--file {file} cannot be read: {error}") from error
+    return text.splitlines()
+
+
+def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
+    if words_based(run):
+        words = [line.split() for line in lines]
+        return Rows(texts=words, pairs=None, shown=[{"tokens": row} for row in words])
+    if run.source.columns.get("text_pair") is None:
+        return Rows(texts=list(lines), pairs=None, shown=[{"text": line} for line in lines])
+    halves = [line.split("\t") for line in lines]
+    for number, half in enumerate(halves, start=1):
+        if len(half) != 2:
+            raise PipelineError(
+                f"input {number}: {run.path} was trained on pairs: give the two texts with a tab between"
+            )
+    return Rows(
+        texts=[half[0] for half in halves],
+        pairs=[half[1] for half in halves],
+        shown=[{"text": a, "text_pair": b} for a, b in halves],
+    )
+
+
+def _from_jsonl(run: Run, file: str) -> Rows:
+    columns = run.source.columns
+    rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
+    for column in columns.values():
+        if column is not None and column not in rows.table.column_names:
+            found = ", ".join(rows.table.column_names)
+            raise PipelineError(
+                f"{file}: no column {column!r}, found {found}: {run.path} reads that column"
+            )
+    first = columns.get("words") or columns.get("text") or ""
+    texts = rows.table[first].to_pylist()
+    _check_types(file, first, texts, list if words_based(run) else str)
+    pair = columns.get("text_pair")
+    pairs = None if pair is None else rows.table[pair].to_pylist()
+    if pair is not None and pairs is not None:
+        _check_types(file, pair, pairs, str)
+    shown = rows.table.select([c for c in columns.values() if c]).to_pylist()
+    return Rows(texts=texts, pairs=pairs, shown=shown)
+
+
+def _check_types(file: str, column: str, values: Sequence[Any], wanted: type) -> None:
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, wanted):
+            kind = "a list of words" if wanted is list else "a text"
+            raise PipelineError(f"{file}:{number}: column {column!r}: {value!r} where {kind} was expected")

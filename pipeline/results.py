@@ -1,0 +1,210 @@
+"""Run folders: what was asked, the head's weights, its scores. JSON and safetensors, nothing executable.
+
+``config.json``      the resolved flags, the bank's fingerprint, the encoder, the versions
+``head.safetensors`` the weights of the best epoch, without the head axis
+``metrics.jsonl``    one line an epoch
+``result.json``      the outcome; written last
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from safetensors import SafetensorError
+
+from cache import Bank, EncoderRecord, Target
+from pipeline.errors import PipelineError
+from pipeline.head import Head, HeadSpec, build_head
+from pipeline.train import HeadRates, Job, Schedule, Trained
+from pipeline.versions import versions
+
+CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a head was trained on, as far as using it again depends on it."""
+
+    store: str
+    fingerprint: str  # of the bank
+    encoder: EncoderRecord
+    tokenizer_sha256: str
+    columns: dict[str, str | None]
+    max_length: int
+    dtype: str
+    splits: dict[str, str]  # role (train, dev) -> split
+
+    @classmethod
+    def of(cls, bank: Bank, splits: Mapping[str, str]) -> "Source":
+        """The source that a bank is."""
+        recipe = bank.recipe
+        return cls(
+            store=str(Path(bank.path).resolve()) if "://" not in bank.path else bank.path,
+            fingerprint=bank.fingerprint,
+            encoder=recipe.encoder,
+            tokenizer_sha256=recipe.tokenizer_sha256,
+            columns=recipe.columns,
+            max_length=recipe.max_length,
+            dtype=recipe.dtype,
+            splits=dict(splits),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run folder, read back."""
+
+    path: str
+    source: Source
+    target: Target  # without values
+    metric: str
+    spec: HeadSpec
+    head: Head
+    result: dict[str, Any]
+
+
+def check_free(out: str, *, overwrite: bool) -> None:
+    """Refuses an output folder that is taken, before anything is computed.
+
+    Raises:
+        PipelineError: the folder holds something.
+    """
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise PipelineError(f"--out {out}: there is a file of that name, name another folder")
+    if path.exists() and any(path.iterdir()) and not (overwrite and (path / CONFIG).exists()):
+        cure = "name another one, or give --overwrite" if (path / CONFIG).exists() else "name another one"
+        raise PipelineError(f"--out {out}: the folder is not empty, {cure}")
+
+
+def save_run(
+    out: str,
+    trained: Trained,
+    *,
+    job: Job,
+    bank: Bank,
+    rates: HeadRates,
+    schedule: Schedule,
+    splits: Mapping[str, str],
+    seconds: float,
+) -> dict[str, Any]:
+    """Writes a run folder whole: under another name first, then renamed.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    result = _result(out, trained, job, seconds)
+    config = {
+        "source": asdict(Source.of(bank, splits)),
+        "target": {"name": job.target.name, "kind": job.target.kind, "names": list(job.target.names)},
+        "metric": job.metric,
+        "head": job.spec.to_json(),
+        "rates": asdict(rates),
+        "schedule": asdict(schedule),
+        "versions": versions(),
+    }
+    partial = Path(f"{out.rstrip('/')}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        _write_json(partial / CONFIG, config)
+        weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
+        safetensors.torch.save_file(weights, str(partial / WEIGHTS))
+        lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
+        (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        _write_json(partial / RESULT, result)
+        if Path(out).exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise PipelineError(f"--out {out} cannot be written: {error}") from error
+    return result
+
+
+def _result(out: str, trained: Trained, job: Job, seconds: float) -> dict[str, Any]:
+    parameters, fusion_parameters = trained.head.n_parameters()
+    epochs = trained.epochs
+    result = {
+        "run": out,
+        "fusion": job.spec.fusion,
+        "decoder": job.spec.decoder,
+        "target": job.target.name,
+        "metric": job.metric,
+        "dev": trained.dev,
+        "best_epoch": trained.best_epoch,
+        "epochs": len(epochs),
+        "seconds": seconds,
+        "seconds_per_epoch": sum(epoch.seconds for epoch in epochs) / len(epochs),
+        "parameters": parameters,
+        "fusion_parameters": fusion_parameters,
+        "dev_metrics": epochs[trained.best_epoch - 1].dev,
+    }
+    return dict(finite(result))
+
+
+def load_run(path: str) -> Run:
+    """Reads a run folder.
+
+    Raises:
+        PipelineError: it is no run folder, or one that was cut off or changed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise PipelineError(f"no run at {path}: make one with 'layerbank train ... --out {path}'")
+    lacking = [name for name in (CONFIG, WEIGHTS, RESULT) if not (folder / name).is_file()]
+    if lacking:
+        raise PipelineError(f"{path} is no whole run folder, it lacks {lacking[0]}: train it again")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        source = config["source"]
+        spec = HeadSpec.from_json(config["head"])
+        target = Target(
+            values=_NO_VALUES, **{**config["target"], "names": tuple(config["target"]["names"])}
+        )
+        source = Source(**{**source, "encoder": EncoderRecord(**source["encoder"])})
+        head = build_head(spec, seed=0)
+        weights = safetensors.torch.load_file(str(folder / WEIGHTS))
+        head.load_state_dict({name: value[None] for name, value in weights.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise PipelineError(f"{path} cannot be read as a run ({said}): train it again") from error
+    return Run(
+        path=path,
+        source=source,
+        target=target,
+        metric=config["metric"],
+        spec=spec,
+        head=head.eval(),
+        result=result,
+    )
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities, which JSON has not, as None."""
+    if isinstance(value, Mapping):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(
+        json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+
+
+_NO_VALUES = np.empty(0, dtype=np.int32)

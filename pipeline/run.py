@@ -1,0 +1,80 @@
+"""One training run, whole: open the bank, train a head, leave a run folder."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from cache import open_bank
+from pipeline.results import check_free, save_run
+from pipeline.train import Epoch, HeadRates, Schedule, fit, prepare
+
+
+def train_run(
+    store: str,
+    *,
+    target: str,
+    out: str,
+    fusion: str = "attention",
+    decoder: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    rates: HeadRates | None = None,
+    schedule: Schedule | None = None,
+    metric: str | None = None,
+    splits: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[int, Sequence[Epoch]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Trains one head on a bank and writes its run folder.
+
+    Args:
+        store: the bank.
+        target: what to learn.
+        out: folder of the run.
+        fusion: name or dotted path.
+        decoder: name or dotted path; by the target's kind if None.
+        options: hyper-parameters of the parts.
+        rates: seed, learning rate, weight decay.
+        schedule: epochs and batches.
+        metric: the dev score that picks the epoch; by the target if None.
+        splits: the splits in the roles of train and dev.
+        overwrite: whether a run that is there may be replaced.
+        device: where the head computes, the CPU by default.
+        progress: called after every epoch.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        PipelineError: a choice does not fit, or the loss is not finite.
+        CacheError: the bank is not there or damaged.
+    """
+    check_free(out, overwrite=overwrite)
+    rates, schedule = rates or HeadRates(), schedule or Schedule()
+    splits = splits or {"train": "train", "dev": "dev"}
+    began = time.perf_counter()
+    bank = open_bank(store)
+    job = prepare(
+        bank,
+        target,
+        fusion=fusion,
+        decoder=decoder,
+        options=options,
+        metric=metric,
+        train_split=splits["train"],
+        dev_split=splits["dev"],
+        device=device,
+    )
+    trained = fit(job, [rates], schedule, progress)[0]
+    return save_run(
+        out,
+        trained,
+        job=job,
+        bank=bank,
+        rates=rates,
+        schedule=schedule,
+        splits=splits,
+        seconds=time.perf_counter() - began,
+    )

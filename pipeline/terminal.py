@@ -1,0 +1,212 @@
+"""What a person sees: tables, progress, sizes. All on standard error or as finished text."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_ERR = Console(stderr=True)
+_OUT = Console()
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes for people.
+
+    >>> size(512), size(461_373_440)
+    ('512 B', '461.4 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} TB"
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    _ERR.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line on standard output."""
+    _OUT.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table on standard output; numbers to the right."""
+    made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for k, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[k], int | float) for row in rows)
+        made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
+    for row in rows:
+        made.add_row(*(_cell(value) for value in row))
+    _OUT.print(made)
+
+
+def facts(values: Mapping[str, Any]) -> None:
+    """Names and values, one a line, on standard output."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        say(f"{name:<{width}}  {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class _Rate(ProgressColumn):
+    """Tokens a second and bytes written so far."""
+
+    def render(self, task: Task) -> Text:
+        """The column's text."""
+        elapsed = task.elapsed or 0.0
+        rate = task.completed / elapsed if elapsed else 0.0
+        return Text(f"{rate:,.0f} tokens/s  {size(task.fields['written_bytes'])}")
+
+
+@contextmanager
+def extraction_bar() -> Iterator[Callable[[Any], None]]:
+    """A bar on standard error; gives the function that moves it (see `pipeline.extract.Progress`)."""
+    bar = Progress(
+        TextColumn("{task.fields[split]}"),
+        BarColumn(),
+        TextColumn("{task.fields[examples]:,}/{task.fields[n_examples]:,} examples"),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=_ERR,
+    )
+    with bar:
+        started: list[Any] = []
+
+        def move(state: Any) -> None:
+            fields = {
+                "split": state.split,
+                "examples": state.examples,
+                "n_examples": state.n_examples,
+                "written_bytes": state.written_bytes,
+            }
+            if not started:
+                started.append(bar.add_task("", total=state.n_tokens, start=True, **fields))
+            bar.update(started[0], completed=state.tokens, **fields)
+
+        yield move
+
+
+def show_extraction(result: Mapping[str, Any]) -> None:
+    """What an extraction did."""
+    names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
+    rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
+    table("", ("split", "examples", "kept tokens", "blocks", "words cut off", "words without token"), rows)
+    if result["blocks_encoded"] == 0:
+        say(f"{result['store']} was complete: nothing to encode")
+    else:
+        say(
+            f"{result['store']}: {size(result['bytes'])}, {result['blocks_encoded']} of {result['blocks']} "
+            f"blocks encoded in {result['seconds']:.1f} s"
+        )
+    say(f"targets: {', '.join(result['targets']) or 'none'}")
+    for column, reason in result["skipped"].items():
+        note(f"column {column!r} is no target: {reason}")
+    if any(facts["words_cut"] for facts in result["splits"].values()):
+        note("words that --max-length cut off have no state; a tag on them counts as wrong")
+
+
+def show_labels(result: Mapping[str, Any]) -> None:
+    """What was added to a bank."""
+    for target in result["targets"]:
+        say(
+            f"{result['store']}: target {target['target']!r} on {', '.join(target['splits'])} "
+            f"({target['kind']}, {target['classes']} classes)"
+        )
+
+
+def epoch_note(epoch: int, lines: Sequence[Any]) -> None:
+    """One line an epoch, on standard error."""
+    for line in lines:
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in line.dev.items())
+        note(f"epoch {epoch}: loss {line.loss:.4f}, dev {scores}, {line.seconds:.2f} s")
+
+
+def show_run(result: Mapping[str, Any]) -> None:
+    """A trained head."""
+    say(
+        f"{result['run']}: {result['fusion']} + {result['decoder']} on {result['target']}, dev "
+        f"{result['metric']} {result['dev']:.2f} (epoch {result['best_epoch']} of {result['epochs']}), "
+        f"{result['parameters']:,} parameters, {result['fusion_parameters']:,} of them the fusion's, "
+        f"{result['seconds']:.1f} s"
+    )
+
+
+def show_scores(result: Mapping[str, Any]) -> None:
+    """The scores of a head on a split."""
+    scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
+    say(f"{result['run']} on {result['split']}: {scores}")
+
+
+def show_bank(result: Mapping[str, Any]) -> None:
+    """What a bank holds."""
+    encoder = result["encoder"]
+    facts(
+        {
+            "bank": result["store"],
+            "complete": result["complete"],
+            "fingerprint": result["fingerprint"],
+            "encoder": encoder["name"],
+            "layers": f"{', '.join(map(str, result['layers']))} of 0 to {encoder['n_layers'] - 1}",
+            "width": encoder["width"],
+            "dtype": result["dtype"],
+            "keep": result["keep"],
+            "max_length": result["max_length"],
+            "size": size(result["bytes"]),
+        }
+    )
+    names = ("examples", "tokens", "blocks", "words_cut")
+    rows = [(split, *(values[name] for name in names)) for split, values in result["splits"].items()]
+    table("", ("split", "examples", "kept tokens", "blocks", "words cut off"), rows)
+    targets = [
+        (name, values["kind"], values["classes"], ", ".join(values["splits"]))
+        for name, values in result["targets"].items()
+    ]
+    table("", ("target", "kind", "classes", "splits"), targets)
+
+
+def show_verification(result: Mapping[str, Any]) -> None:
+    """The outcome of a check."""
+    for line in result["bad"]:
+        say(line)
+    found = "all whole" if result["ok"] else f"{len(result['bad'])} damaged"
+    say(f"{result['blocks']} blocks: {found}")
+
+
+def show_inventory(result: Mapping[str, Any]) -> None:
+    """Banks and runs."""
+    banks = [
+        (
+            bank["store"],
+            bank["encoder"]["name"] if "encoder" in bank else bank["error"],
+            bank.get("keep", ""),
+            bank.get("dtype", ""),
+            sum(split["examples"] for split in bank.get("splits", {}).values()),
+            size(bank.get("bytes", 0)),
+            ", ".join(bank.get("targets", {})),
+            bank["complete"],
+        )
+        for bank in result["banks"]
+    ]
+    if banks:
+        table("", ("bank", "encoder", "keep", "dtype", "examples", "size", "targets", "complete"), banks)
+    names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
+    runs = [tuple(run.get(name, run.get("error", "")) for name in names) for run in result["runs"]]
+    if runs:
+        table("", names, runs)
+    if not banks and not runs:
+        say("no bank and no run here")

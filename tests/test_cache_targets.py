@@ -1,0 +1,160 @@
+import json
+
+import numpy as np
+import pytest
+from banks import TRAIN, damage, make, recipe, rows, splits, states_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache import CacheError, Target, Writer, open_bank
+from cache.targets import ranges, spans, write_target
+
+N_WORDS = rows(TRAIN).n_words
+BY_ROW = {
+    "class": Target(
+        name="intent", kind="class", names=("a", "b", "c"), values=np.arange(18, dtype=np.int32) % 3
+    ),
+    "float": Target(name="score", kind="float", names=(), values=np.arange(18, dtype=np.float32) / 7),
+    "tags": Target(
+        name="tags",
+        kind="tags",
+        names=("O", "B-x"),
+        values=np.arange(N_WORDS.sum(), dtype=np.int32),
+        metric="entity_f1",
+    ),
+}
+"""Targets in row order; the tags count the words, so that each shows where it came from."""
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    make(tmp_path / "bank")
+    with Writer(str(tmp_path / "bank"), recipe(), splits()) as writer:
+        for target in BY_ROW.values():
+            writer.write_target("train", target)
+    return tmp_path / "bank"
+
+
+def read(path, name):
+    return open_bank(str(path)).split("train").target(name)
+
+
+@pytest.mark.parametrize("kind", ["class", "float"])
+def test_labels_of_examples_follow_the_examples(labelled, kind):
+    split, target = open_bank(str(labelled)).split("train"), BY_ROW[kind]
+    found = read(labelled, target.name)
+
+    assert found.values.tolist() == [target.values[row] for row in split.row]
+    assert found.values.dtype == target.values.dtype
+    assert (found.kind, found.names, found.metric) == (kind, target.names, None)
+
+
+def test_tags_follow_the_words_of_their_example(labelled):
+    split, found = open_bank(str(labelled)).split("train"), read(labelled, "tags")
+    begins = np.concatenate([[0], np.cumsum(N_WORDS)])
+
+    dealt = [begins[row] + word for row in split.row for word in range(N_WORDS[row])]
+    assert found.values.tolist() == dealt
+    assert (found.kind, found.names, found.metric) == ("tags", ("O", "B-x"), "entity_f1")
+
+
+def test_states_stay_beside_their_labels(labelled):
+    split, target = open_bank(str(labelled)).split("train"), read(labelled, "intent")
+
+    for i, label in enumerate(target.values):
+        row = next(r for r in range(len(TRAIN)) if r == split.row[i])
+        assert label == row % 3
+        assert np.array_equal(split.gather([i])[0], states_of(split.recipe, "train", row, TRAIN[row]))
+
+
+def test_target_names_lists_kind_and_classes(labelled):
+    assert open_bank(str(labelled)).split("train").target_names() == {
+        "intent": {"kind": "class", "classes": 3},
+        "score": {"kind": "float", "classes": 0},
+        "tags": {"kind": "tags", "classes": 2},
+    }
+    assert open_bank(str(labelled)).split("dev").target_names() == {}
+
+
+def test_an_unknown_target_lists_those_there_are(labelled):
+    with pytest.raises(
+        CacheError, match="split train has no target 'intents', it has: intent, score, tags"
+    ):
+        read(labelled, "intents")
+    with pytest.raises(CacheError, match="split dev has no target 'intent', it has: none"):
+        open_bank(str(labelled)).split("dev").target("intent")
+
+
+def test_a_target_written_again_replaces_the_first(labelled):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, Target(name="intent", kind="float", names=(), values=np.ones(18, np.float32)))
+
+    found = read(labelled, "intent")
+    assert (found.kind, found.names) == ("float", ())
+    assert (found.values == 1).all()
+
+
+def test_labels_that_are_all_zero_are_labels(labelled):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, Target(name="zero", kind="class", names=("a",), values=np.zeros(18, np.int32)))
+
+    assert read(labelled, "zero").values.tolist() == [0] * 18
+
+
+def test_a_target_of_no_examples_is_written_and_read(tmp_path):
+    lengths = {"train": rows([])}
+    with Writer(str(tmp_path / "bank"), recipe(), lengths) as writer:
+        for kind in ("class", "tags", "float"):
+            values = np.zeros(0, np.float32 if kind == "float" else np.int32)
+            writer.write_target("train", Target(name=kind, kind=kind, names=(), values=values))
+        writer.finish()
+
+    for kind in ("class", "tags", "float"):
+        assert len(read(tmp_path / "bank", kind).values) == 0
+
+
+def test_a_target_cut_off_half_way_does_not_count(labelled):
+    meta = labelled / "train/targets/intent/zarr.json"
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps(content | {"attributes": {}}))
+
+    assert "intent" not in open_bank(str(labelled)).split("train").target_names()
+    with pytest.raises(CacheError, match="no target 'intent', it has: score, tags"):
+        read(labelled, "intent")
+
+
+@pytest.mark.parametrize("harm", [damage, lambda path: path.unlink()], ids=["flipped bit", "gone"])
+def test_a_damaged_target_says_how_to_write_it_again(labelled, harm):
+    harm(labelled / "train/targets/intent/c/0")
+
+    with pytest.raises(CacheError, match="train/targets/intent is damaged.* 'layerbank label'"):
+        read(labelled, "intent")
+    assert len(read(labelled, "score").values) == 18
+
+
+@pytest.mark.parametrize("name", ["a/b", "/a", "a/", "..", ".hidden", "", "a\\b", "__a", "zarr.json"])
+def test_names_that_cannot_name_an_array_are_refused(labelled, name):
+    split = open_bank(str(labelled)).writable_split("train")
+    target = Target(name=name, kind="float", names=(), values=np.ones(18, np.float32))
+
+    with pytest.raises(CacheError, match="cannot be stored under that name: rename the column"):
+        write_target(split, target)
+    assert set(open_bank(str(labelled)).split("train").target_names()) == {"intent", "score", "tags"}
+
+
+@pytest.mark.parametrize("name", ["with space", "größe", "a.b", "c", "states", "%41"])
+def test_other_names_are_kept_as_they_are(labelled, name):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, Target(name=name, kind="float", names=(), values=np.ones(18, np.float32)))
+
+    assert (read(labelled, name).values == 1).all()
+    assert name in open_bank(str(labelled)).split("train").target_names()
+
+
+@given(runs=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 6)), max_size=20))
+def test_ranges_and_spans_agree_with_python(runs):
+    start = np.array([first for first, _ in runs], dtype=np.int64)
+    count = np.array([many for _, many in runs], dtype=np.int32)
+
+    assert ranges(start, count).tolist() == [s + k for s, n in runs for k in range(n)]
+    assert spans(count).tolist() == [sum(count[:i]) for i in range(len(count) + 1)]

@@ -1,0 +1,68 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from banks import complete, damage, recipe, splits
+
+from cache import Target, Writer, open_bank
+from cache.verify import verify
+
+
+@pytest.fixture(params=["none", "zstd"])
+def path(request, tmp_path):
+    with Writer(str(tmp_path / "bank"), recipe(codec=request.param), splits()) as writer:
+        values = np.zeros(18, np.int32)
+        writer.write_target("train", Target(name="y", kind="class", names=("a",), values=values))
+        complete(writer)
+    return tmp_path / "bank"
+
+
+def test_a_whole_bank_is_ok(path):
+    bank = open_bank(str(path))
+    report = verify(bank)
+
+    assert report.bad == []
+    assert report.ok
+    assert report.blocks == sum(bank.split(name).n_blocks for name in ("train", "dev"))
+
+
+def test_every_damage_is_listed_with_its_place(path):
+    damage(path / "train/states/c/2/1/0")
+    (path / "train/states/c/0/3/0").unlink()
+    damage(path / "dev/states/c/3/0/0")
+    damage(path / "train/kind/c/0")
+    (path / "train/kind/c/2").unlink()
+    damage(path / "train/start/c/0")
+    damage(path / "train/targets/y/c/0")
+    report = verify(open_bank(str(path)))
+
+    assert not report.ok
+    assert len(report.bad) == 7
+    for place in (
+        "split train, layer 2, block 1 is damaged",
+        "split train, layer 0, block 3 is damaged",
+        "split dev, layer 3, block 0 is damaged",
+        "split train, kind, block 0 is damaged",
+        "split train, kind, block 2 is damaged",
+        "train/start is damaged",
+        "train/targets/y is damaged",
+    ):
+        assert sum(place in line for line in report.bad) == 1, place
+    assert all("\n" not in line and "layerbank" in line for line in report.bad)
+
+
+def test_a_split_that_went_missing_is_noticed(path):
+    shutil.rmtree(path / "dev")
+
+    assert len(verify(open_bank(str(path))).bad) == 1
+
+
+def test_an_edited_attribute_is_noticed(path):
+    meta = path / "zarr.json"
+    content = json.loads(meta.read_text())
+    content["attributes"]["max_length"] = 99
+    meta.write_text(json.dumps(content))
+
+    (line,) = verify(open_bank(str(path))).bad
+    assert "attributes are not those the fingerprint was made of" in line
