@@ -37,18 +37,19 @@ def deal(lengths: Int[ndarray, " example"], *, block_tokens: int, seed: int) -> 
 
     Args:
         lengths: tokens of each row, in row order; 0 is allowed.
-        block_tokens: room of a block. A split smaller than that gets one block of its own size.
+        block_tokens: largest room of a block. A split is dealt to the fewest blocks of that room, which
+            then get about an equal share, so that the last one is not left almost empty.
         seed: of the order.
 
     Raises:
         CacheError: a row is longer than a block.
     """
-    longest = int(lengths.max(initial=0))
+    longest, total = int(lengths.max(initial=0)), int(lengths.sum(dtype=np.int64))
     if longest > block_tokens:
         raise CacheError(
             f"a row of {longest} tokens does not fit a block of {block_tokens}: lower --max-length"
         )
-    room = max(1, min(block_tokens, int(lengths.sum(dtype=np.int64))))
+    room = _room(total, longest, block_tokens)
     row = np.random.default_rng(seed).permutation(len(lengths))
     length = lengths[row].astype(np.int64)
     ends = np.cumsum(length)
@@ -59,6 +60,14 @@ def deal(lengths: Int[ndarray, " example"], *, block_tokens: int, seed: int) -> 
     firsts = np.array(first, dtype=np.int64)
     start = _starts(ends, length, firsts, room)
     return Plan(row=row, start=start, length=length, first=firsts, block_tokens=room)
+
+
+def _room(total: int, longest: int, block_tokens: int) -> int:
+    """Room of every block of a split: an equal share, and one example more where there are several."""
+    n_blocks = -(-total // block_tokens)
+    if n_blocks < 2:
+        return max(1, total)
+    return min(block_tokens, -(-total // n_blocks) + longest)
 
 
 def _starts(

@@ -114,7 +114,7 @@ class Writer:
         """
         plan = self.plans[split]
         shape = (len(self.recipe.layers), plan.block_tokens, self.recipe.encoder.width)
-        assert states.shape == shape and states.dtype == self._dtype, (states.shape, states.dtype)
+        assert (states.shape, states.dtype) == (shape, self._dtype), (states.shape, states.dtype)
         assert 0 <= block < plan.n_blocks, block
         self._check_finite(split, block, states)
         written = 0
@@ -158,8 +158,7 @@ class Writer:
         for name in self.plans:
             report = dict((reports or {}).get(name, {}))
             self._update(self._root[name], {**report, "complete": True})
-        self._update(self._root, {"skipped": dict(skipped or {})})
-        self._update(self._root, {"complete": True})
+        self._update(self._root, {"skipped": dict(skipped or {}), "complete": True})
 
     def _update(self, group: zarr.Group, attrs: Mapping[str, Any]) -> None:
         try:

@@ -6,7 +6,7 @@ and are converted a batch at a time.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from pipeline.head import Head, Inputs
 _SHORT = {"all": "every token", "words": "the first sub-word of every word", "first": "the first token"}
 
 
+@runtime_checkable
 class TokenTable(Protocol):
     """Where tokens lie and what they are: a split of a bank, or a batch of raw text."""
 
@@ -110,7 +111,7 @@ def token_set(table: TokenTable, tokens: str, *, why: str) -> TokenSet:
     if tokens == "all":
         return TokenSet(position=position, count=table.length)
     is_word = table.kind[position] == Kind.WORD
-    before, ends = spans(is_word), spans(table.length)
+    before, ends = spans(is_word.view(np.int8)), spans(table.length)
     return TokenSet(position=position[is_word], count=np.diff(before[ends]))
 
 
@@ -120,10 +121,11 @@ def select(table: TokenTable, head: Head) -> Selection:
     Raises:
         PipelineError: the bank does not keep them.
     """
-    decoded = token_set(table, head.decoder.tokens, why=f"decoder {type(head.decoder).__name__}")
+    needy = head.fusion if head.fusion.mixes_tokens else head.decoder
+    read = token_set(table, head.reads, why=type(needy).__name__)
     if head.reads == head.decoder.tokens:
-        return Selection(read=decoded, decoded=decoded, chosen=None)
-    read = token_set(table, head.reads, why=f"fusion {type(head.fusion).__name__}")
+        return Selection(read=read, decoded=read, chosen=None)
+    decoded = token_set(table, head.decoder.tokens, why=type(head.decoder).__name__)
     chosen = np.flatnonzero(np.isin(read.position, decoded.position))
     return Selection(read=read, decoded=decoded, chosen=chosen)
 

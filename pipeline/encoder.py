@@ -5,8 +5,10 @@ trains: evaluation mode, no gradient, no dropout.
 """
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +58,21 @@ class Encoder:
         self.tokenizer = _load_tokenizer(name, revision, words, trust_remote_code)
         self._model = _load_model(name, revision, trust_remote_code).to(self.device)
         self._config: Any = self._model.config
-        self._asks_type_ids = "token_type_ids" in self.tokenizer.model_input_names
-        self._pad_id = self.tokenizer.pad_token_id or getattr(self._config, "pad_token_id", None) or 0
-        probe = self._forward(
-            np.array([[self._pad_id + 1, self._pad_id + 1]]), np.zeros((1, 2), np.int64), [2]
+        self._asks_type_ids = (
+            "token_type_ids" in self.tokenizer.model_input_names
+            and "token_type_ids" in inspect.signature(self._model.forward).parameters
         )
-        widths = {state.shape[-1] for state in probe}
-        if len(widths) != 1:
-            raise PipelineError(f"{name}: its layers have different widths {sorted(widths)}: not supported")
+        self._n_ids = _n_ids(self._model)
+        pad_id = self.tokenizer.pad_token_id
+        # A pad token may have been added to the tokenizer alone. Any id will do: padding is masked.
+        self._pad_id = pad_id if pad_id is not None and pad_id < self._n_ids else 0
+        n_layers, width = self._try(name)
         self.record = EncoderRecord(
             name=name,
             revision=revision,
             weights_sha256=_weights_sha256(self._model),
-            n_layers=len(probe),
-            width=widths.pop(),
+            n_layers=n_layers,
+            width=width,
         )
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
@@ -87,14 +90,12 @@ class Encoder:
         """The longest example to encode, in tokens.
 
         Raises:
-            PipelineError: more is asked than the encoder has positions, or less than 3.
+            PipelineError: more is asked than the encoder has positions.
         """
         limit = self.positions
         if asked is None:
             known = self.tokenizer.model_max_length
             return min(_LONGEST, known, limit or _LONGEST)
-        if asked < 3:
-            raise PipelineError(f"--max-length {asked}: give 3 or more, special tokens count")
         if limit is not None and asked > limit:
             raise PipelineError(
                 f"--max-length {asked}: the encoder has {limit} positions, give {limit} or less"
@@ -140,18 +141,54 @@ class Encoder:
             start: where in `out` the kept tokens of each of those rows begin.
             out: filled in place, on this encoder's device.
             budget_tokens: padded tokens in one forward.
+
+        Raises:
+            PipelineError: a token has no embedding, or the device's memory is too small.
         """
         lengths = tokens.length[examples]
         for chosen in self.batches(lengths, budget_tokens):
             rows, size = examples[chosen], lengths[chosen]
             padded, types, flat = _pad(tokens, rows, size, self._pad_id)
-            states = self._forward(padded, types, size)
+            self._check_ids(padded)
+            states = self._forward_within_memory(padded, types, size)
             source, target = _kept_positions(flat, kept, tokens.start[rows], size, start[chosen])
             take = torch.from_numpy(source).to(self.device, non_blocking=True)
             put = torch.from_numpy(target).to(self.device, non_blocking=True)
             for k, layer in enumerate(layers):
                 state = states[layer].reshape(-1, states[layer].shape[-1])
                 out[k].index_copy_(0, put, state.index_select(0, take).to(out.dtype))
+
+    def _try(self, name: str) -> tuple[int, int]:
+        """Number of layers and width, from the forward of two tokens."""
+        other_id = 0 if self._pad_id else 1
+        try:
+            states = self._forward(np.full((1, 2), other_id), np.zeros((1, 2), np.int64), [2])
+            shapes = sorted({tuple(state.shape) for state in states})
+        except Exception as error:  # a model of something else than text fails in a way of its own
+            raise PipelineError(
+                f"--encoder {name}: it gives no states of text: {_first_line(error)}"
+            ) from error
+        if len(shapes) != 1 or shapes[0][:2] != (1, 2):
+            raise PipelineError(
+                f"--encoder {name}: its layers have shapes {shapes} on a text of 2 tokens: not supported"
+            )
+        return len(states), shapes[0][2]
+
+    def _check_ids(self, padded: Int[ndarray, "row longest"]) -> None:
+        if (found := int(padded.max())) >= self._n_ids:
+            raise PipelineError(
+                f"--encoder {self.record.name}: its tokenizer gives token {found}, its embeddings end at "
+                f"{self._n_ids - 1}: the two do not belong together"
+            )
+
+    def _forward_within_memory(self, padded: ndarray, types: ndarray, size: ndarray) -> tuple[Tensor, ...]:
+        try:
+            return self._forward(padded, types, size)
+        except torch.OutOfMemoryError as error:
+            raise PipelineError(
+                f"{self.device} has too little memory for a batch of {padded.size} tokens: "
+                "give fewer --batch-tokens"
+            ) from error
 
     @torch.inference_mode()
     def _forward(
@@ -199,11 +236,29 @@ def _load_tokenizer(name: str, revision: str | None, words: bool, trust_remote_c
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         if words and getattr(tokenizer, "add_prefix_space", None) is False:
             tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # its readers of many formats raise what they like
         raise _cannot_load("tokenizer", name, error) from error
-    if not len(tokenizer):
-        raise PipelineError(f"--encoder {name}: its tokenizer has no vocabulary (tokenizer files missing?)")
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    # Without files some classes still make a tokenizer, of the special tokens and "▁".
+    if tokenizer.is_fast and len(tokenizer.get_vocab().keys() - added) < 2:
+        raise PipelineError(
+            f"--encoder {name}: its tokenizer has no vocabulary: add the tokenizer's files, such as "
+            "tokenizer.json"
+        )
+    tokenizer.truncation_side = "right"
+    if words:
+        _set_prefix_space(tokenizer)
     return tokenizer
+
+
+def _set_prefix_space(tokenizer: Any) -> None:
+    """Makes a byte-level tokenizer read each word as one with a space before it.
+
+    Classes such as RoBERTa's do that for ``add_prefix_space``; the general one ignores it.
+    """
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer if tokenizer.is_fast else None
+    if getattr(pre_tokenizer, "add_prefix_space", None) is False:
+        pre_tokenizer.add_prefix_space = True
 
 
 def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
@@ -222,15 +277,16 @@ def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.
             model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
         except ValueError:  # an architecture without fused attention says so in this way
             model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # readers of weights raise classes of their own
         raise _cannot_load("encoder", name, error) from error
     part = model.get_encoder() if model.config.is_encoder_decoder else model
     part.eval().requires_grad_(False)
+    part.config.use_cache = False  # of keys and values, which a decoder-only model would hold for nothing
     _check_weights(name, model, part, info["missing_keys"])
     return part
 
 
-def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Sequence[str]) -> None:
+def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterable[str]) -> None:
     """Refuses a checkpoint that lacks weights the states depend on: they would be random."""
     used = {
         id(weight) for key, weight in part.state_dict(keep_vars=True).items() if not key.startswith(_UNUSED)
@@ -256,6 +312,14 @@ def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".:")
+
+
+def _n_ids(model: Any) -> int:
+    """How many token ids have an embedding; no bound where the encoder has no table of them."""
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
+    except NotImplementedError:
+        return sys.maxsize
 
 
 def _weights_sha256(model: nn.Module) -> str:

@@ -1,10 +1,13 @@
 """Scores a trained head on a split of a bank."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from cache import Bank
+from cache import Bank, Target, open_bank
+from cache.store import local_path
 from pipeline import batches, metrics
 from pipeline.errors import PipelineError
 from pipeline.results import Run, finite
@@ -27,6 +30,20 @@ def check_encoder(run: Run, weights_sha256: str, tokenizer_sha256: str, *, what:
         raise PipelineError(f"{what} has another tokenizer than {run.path} was trained with: use the same")
 
 
+def open_bank_of(run: Run, store: str | None = None) -> Bank:
+    """The bank asked for, or the one a head was trained on.
+
+    Raises:
+        PipelineError: that one is no longer where it was.
+        CacheError: there is no complete bank.
+    """
+    path = store or run.source.store
+    local = local_path(path)
+    if store is None and local is not None and not local.exists():
+        raise PipelineError(f"the bank of {run.path} is no longer at {path}: give --store")
+    return open_bank(path)
+
+
 def evaluate(run: Run, bank: Bank, split: str, *, device: torch.device | None = None) -> dict[str, Any]:
     """Scores of a head.
 
@@ -44,21 +61,33 @@ def evaluate(run: Run, bank: Bank, split: str, *, device: torch.device | None = 
     """
     recipe = bank.recipe
     check_encoder(run, recipe.encoder.weights_sha256, recipe.tokenizer_sha256, what=f"bank {bank.path}")
-    part, target = open_target(bank, run.target.name, split)
-    if (target.kind, target.names) != (run.target.kind, run.target.names):
-        raise PipelineError(
-            f"target {target.name!r} of {bank.path} has other classes than {run.path} was trained on: "
-            "label the bank with the same data"
-        )
+    part, found = open_target(bank, run.target.name, split)
+    target = _by_class_of(run, found, bank)
     where = device or torch.device("cpu")
     data = batches.load(part, run.head, run.spec.layers, target, where)
     scores = metrics.report(**predictions(run.head.to(where), data), names=target.names)
     plain = {name: float(values[0]) for name, values in scores.items()}
-    found = {
+    result = {
         "run": run.path,
         "split": split,
         "metric": run.metric,
         "score": plain[run.metric],
         "metrics": plain,
     }
-    return dict(finite(found))
+    return dict(finite(result))
+
+
+def _by_class_of(run: Run, target: Target, bank: Bank) -> Target:
+    """A bank's target in the class numbers of a head: another data set may lack some of its classes."""
+    known = run.target
+    unknown = sorted(set(target.names) - set(known.names))
+    if target.kind != known.kind or unknown:
+        what = f"a class {unknown[0]!r}" if unknown else f"the kind {target.kind}"
+        raise PipelineError(
+            f"target {target.name!r} of {bank.path} has {what} that {run.path} was not trained on: "
+            "label the bank with data of the same classes"
+        )
+    if target.names == known.names:
+        return target
+    numbers = np.array([*map(known.names.index, target.names), -1], dtype=target.values.dtype)
+    return replace(target, names=known.names, values=numbers[target.values])

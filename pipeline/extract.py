@@ -265,7 +265,8 @@ class _Stage:
 
 def _labels(corpus: Corpus, targets: Sequence[str] | None) -> tuple[list[Labels], dict[str, str]]:
     if targets is None:
-        return find_labels(corpus)
+        found, reasons = find_labels(corpus)
+        return found, {column: why for column, why in reasons.items() if column not in corpus.inputs}
     return [read_labels(corpus, name) for name in targets], {}
 
 

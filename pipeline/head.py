@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cache.targets import Target, TargetKind
 from pipeline import parts
 from pipeline.decoders._base import Decoder
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, nearest
 from pipeline.fusions._base import Fusion
 
 DECODER_FOR: Mapping[str, str] = {"class": "classifier", "tags": "tagger", "float": "regressor"}
@@ -102,7 +102,7 @@ def plan_head(
         PipelineError: a part or an option is unknown, or the parts do not fit the bank or the target.
     """
     decoder = decoder or DECODER_FOR[target.kind]
-    fusion_part, decoder_part = parts.load("fusion", fusion), parts.load("decoder", decoder)
+    fusion_part, decoder_part = _load("fusion", fusion), _load("decoder", decoder)
     if decoder_part.target_kind != target.kind:
         raise PipelineError(
             f"--decoder {decoder} learns {decoder_part.target_kind}, target {target.name!r} is "
@@ -110,12 +110,20 @@ def plan_head(
         )
     if target.kind != "float" and len(target.names) < 2:
         raise PipelineError(f"target {target.name!r} has {len(target.names)} class: nothing to learn")
-    given = dict(options or {})
-    of_decoder = {name: given[name] for name in given if name in parts.hyper_parameters(decoder_part)}
-    of_fusion = {name: value for name, value in given.items() if name not in of_decoder}
+    given, takes = dict(options or {}), parts.hyper_parameters(decoder_part)
+    known = {*takes, *parts.hyper_parameters(fusion_part)}
+    for name in given:
+        if name not in known:
+            raise PipelineError(
+                f"neither fusion {fusion} nor decoder {decoder} has an option {name!r}: {nearest(name, known)}"
+            )
+    of_decoder = {name: value for name, value in given.items() if name in takes}
+    of_fusion = {name: value for name, value in given.items() if name not in takes}
     fusion_options = parts.options(fusion_part, of_fusion)
     layers = fusion_part.reads(kept, last, **fusion_options)
     lacking = [layer for layer in layers if layer not in kept]
+    if lacking and not 0 <= lacking[0] <= last:
+        raise PipelineError(f"--fusion {fusion} reads layer {lacking[0]}, the encoder has 0 to {last}")
     if lacking or not layers:
         raise PipelineError(
             f"--fusion {fusion} reads layer {lacking[0] if lacking else '1 or higher'}, the bank keeps "
@@ -140,10 +148,10 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
     """
     generator = torch.Generator().manual_seed(seed)
     try:
-        fusion = parts.load("fusion", spec.fusion)(
+        fusion = _load("fusion", spec.fusion)(
             n_layers=len(spec.layers), width=spec.width, generator=generator, **spec.fusion_options
         )
-        decoder = parts.load("decoder", spec.decoder)(
+        decoder = _load("decoder", spec.decoder)(
             width=fusion.out_width,
             n_classes=spec.n_classes,
             generator=generator,
@@ -157,5 +165,13 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
 
 def kind_of(spec: HeadSpec) -> TargetKind:
     """The kind of target a head learns."""
-    kind: TargetKind = parts.load("decoder", spec.decoder).target_kind
+    kind: TargetKind = _load("decoder", spec.decoder).target_kind
     return kind
+
+
+def _load(kind: str, name: str) -> Any:
+    """A part's class. What a dotted path leads to is not called before it is known to be one."""
+    part, base = parts.load(kind, name), {"fusion": Fusion, "decoder": Decoder}[kind]
+    if not (isinstance(part, type) and issubclass(part, base)):
+        raise PipelineError(f"--{kind} {name}: it is no {kind}, a {kind} extends {base.__module__}")
+    return part

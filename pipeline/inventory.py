@@ -15,7 +15,8 @@ _DEPTH = 4
 
 def describe(bank: Bank) -> dict[str, Any]:
     """What a bank holds, as ``layerbank inspect`` prints it."""
-    recipe = bank.recipe
+    recipe, targets = bank.recipe, _targets(bank)
+    skipped = bank.attrs.get("skipped", {})
     return {
         "store": bank.path,
         "format_version": bank.attrs["format_version"],
@@ -33,8 +34,9 @@ def describe(bank: Bank) -> dict[str, Any]:
         "batch_tokens": recipe.batch_tokens,
         "bytes": bank.n_bytes,
         "splits": {name: _split(bank, name) for name in bank.splits},
-        "targets": _targets(bank),
-        "skipped": bank.attrs.get("skipped", {}),
+        "targets": targets,
+        # A column that was skipped at first may have been added by `layerbank label` since.
+        "skipped": {name: reason for name, reason in skipped.items() if name not in targets},
         "versions": bank.attrs.get("versions", {}),
     }
 
@@ -81,9 +83,16 @@ def _walk(folder: Path, depth: int, found: dict[str, list[dict[str, Any]]]) -> N
     elif (folder / RESULT).is_file() and (folder / CONFIG).is_file():
         found["runs"].append(_run_line(folder))
     elif depth:
-        for child in sorted(folder.iterdir()):
+        for child in _children(folder):
             if child.is_dir() and not child.name.startswith("."):
                 _walk(child, depth - 1, found)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:  # what may not be looked into holds nothing to list
+        return []
 
 
 def _bank_line(folder: Path) -> dict[str, Any]:
@@ -100,5 +109,5 @@ def _run_line(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         return {**result, "run": str(folder), "store": config["source"]["store"]}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return {"run": str(folder), "error": f"cannot be read: {error}"}

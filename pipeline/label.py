@@ -1,13 +1,12 @@
 """Adds a column of labels to a bank that is there: the same rows, another task, no encoder."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cache import Bank, Split, Target
-from cache.store import writing
+from cache.store import local_path, writing
 from cache.targets import reorder_tags, write_target
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
@@ -15,14 +14,22 @@ from pipeline.extract import hash_rows
 from pipeline.labels import Labels, read_labels
 
 
-def load_labelled_corpus(bank: Bank, data: str, **columns: str | None) -> Corpus:
+def load_labelled_corpus(
+    bank: Bank, data: str, *, revision: str | None = None, **columns: str | None
+) -> Corpus:
     """Loads a data set with the input columns of a bank, unless others are named.
+
+    Args:
+        bank: the bank.
+        data: as `pipeline.corpus.load_corpus` takes it.
+        revision: of the data on the Hub.
+        columns: `text`, `text_pair` or `words`.
 
     Raises:
         PipelineError: the data cannot be read.
     """
     named: dict[str, str | None] = {name: c for name, c in columns.items() if c is not None}
-    return load_corpus(data, **(named or bank.recipe.columns))
+    return load_corpus(data, revision=revision, **(named or bank.recipe.columns))
 
 
 def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
@@ -40,6 +47,9 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         PipelineError: the rows are not the bank's, or the column cannot be a target.
         CacheError: the bank cannot be written.
     """
+    path = local_path(bank.path)
+    if path is None:
+        raise PipelineError(f"{bank.path}: labels can be added to a bank in a local folder only")
     labels = read_labels(corpus, column)
     shared = [name for name in bank.splits if name in labels.values]
     if not shared:
@@ -49,7 +59,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         )
     for name in shared:
         _check_rows(bank.split(name), corpus)
-    with writing(Path(bank.path)):
+    with writing(path):
         for name in shared:
             write_target(bank.writable_split(name), _dealt(bank.split(name), labels))
     return {

@@ -24,10 +24,14 @@ from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
+from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
 from pipeline.tokens import Inputs as Texts
 from pipeline.tokens import Tokens, tokenize
+
+_TABLES = (".csv", ".json", ".parquet")
+"""Files that are not read as one text a line by mistake."""
 
 CHUNK_ROWS = 256
 """Inputs that share a forward and are held at once."""
@@ -77,10 +81,10 @@ class Predictor:
         first = self.runs[0]
         names = [run.target.name for run in self.runs]
         for run in self.runs[1:]:
-            if (run.source.max_length, words_based(run)) != (first.source.max_length, words_based(first)):
+            if _reading(run) != _reading(first):
                 raise PipelineError(
-                    f"{first.path} and {run.path} differ in max_length or in words against text: "
-                    "predict with each alone"
+                    f"{first.path} and {run.path} differ in max_length, or in words, texts or pairs of "
+                    "texts: predict with each alone"
                 )
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -119,7 +123,7 @@ class Predictor:
 
     def _encode(self, tokens: Tokens) -> _Encoded:
         kept = tokens.kept(self._keep)
-        length = np.diff(spans(kept)[tokens.start])
+        length = np.diff(spans(kept.view(np.int8))[tokens.start])
         start = spans(length)[:-1]
         states = torch.zeros(
             len(self._layers), int(length.sum()), self._encoder.record.width, device=self._encoder.device
@@ -183,6 +187,11 @@ def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> 
     return tags
 
 
+def _reading(run: Run) -> tuple[int, bool, bool]:
+    """What runs must share to share a forward: the longest input, and what an input is."""
+    return run.source.max_length, words_based(run), run.source.columns.get("text_pair") is not None
+
+
 def words_based(run: Run) -> bool:
     """Whether a run was trained on lists of words."""
     return run.source.columns.get("words") is not None
@@ -244,15 +253,18 @@ def read_inputs(run: Run, texts: Sequence[str], file: str | None) -> Rows:
         return _from_lines(run, texts)
     if file.endswith(".jsonl"):
         return _from_jsonl(run, file)
+    if file.endswith(_TABLES):
+        raise PipelineError(f"--file {file}: give rows as jsonl, or a file of one text a line")
     return _from_lines(run, _read_lines(file))
 
 
 def _read_lines(file: str) -> list[str]:
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise PipelineError(f"--file {file} cannot be read: {error}") from error
-    return text.splitlines()
+    # Not `splitlines`: a text may hold a form feed or one of Unicode's line separators.
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
@@ -285,17 +297,21 @@ def _from_jsonl(run: Run, file: str) -> Rows:
             )
     first = columns.get("words") or columns.get("text") or ""
     texts = rows.table[first].to_pylist()
-    _check_types(file, first, texts, list if words_based(run) else str)
+    _check_types(rows, first, words=words_based(run))
     pair = columns.get("text_pair")
     pairs = None if pair is None else rows.table[pair].to_pylist()
-    if pair is not None and pairs is not None:
-        _check_types(file, pair, pairs, str)
+    if pair is not None:
+        _check_types(rows, pair, words=False)
     shown = rows.table.select([c for c in columns.values() if c]).to_pylist()
     return Rows(texts=texts, pairs=pairs, shown=shown)
 
 
-def _check_types(file: str, column: str, values: Sequence[Any], wanted: type) -> None:
-    for number, value in enumerate(values, start=1):
-        if not isinstance(value, wanted):
-            kind = "a list of words" if wanted is list else "a text"
-            raise PipelineError(f"{file}:{number}: column {column!r}: {value!r} where {kind} was expected")
+def _check_types(rows: FileRows, column: str, *, words: bool) -> None:
+    """Every value is a text, or a list of words."""
+    for row, value in enumerate(rows.table[column].to_pylist()):
+        fits = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        if not (fits if words else isinstance(value, str)):
+            kind = "a list of words" if words else "a text"
+            raise PipelineError(
+                f"{rows.where(row)}: column {column!r}: {value!r} where {kind} was expected"
+            )

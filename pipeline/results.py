@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.train import HeadRates, Job, Schedule, Trained
 from pipeline.versions import versions
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
+FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,13 @@ class Source:
     @classmethod
     def of(cls, bank: Bank, splits: Mapping[str, str]) -> "Source":
         """The source that a bank is."""
-        recipe = bank.recipe
+        recipe, name = bank.recipe, bank.recipe.encoder.name
+        if Path(name).is_dir():  # to be found from any folder
+            name = str(Path(name).resolve())
         return cls(
             store=str(Path(bank.path).resolve()) if "://" not in bank.path else bank.path,
             fingerprint=bank.fingerprint,
-            encoder=recipe.encoder,
+            encoder=replace(recipe.encoder, name=name),
             tokenizer_sha256=recipe.tokenizer_sha256,
             columns=recipe.columns,
             max_length=recipe.max_length,
@@ -74,13 +77,19 @@ def check_free(out: str, *, overwrite: bool) -> None:
     """Refuses an output folder that is taken, before anything is computed.
 
     Raises:
-        PipelineError: the folder holds something.
+        PipelineError: the folder holds something, or there can be none.
     """
-    path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise PipelineError(f"--out {out}: there is a file of that name, name another folder")
-    if path.exists() and any(path.iterdir()) and not (overwrite and (path / CONFIG).exists()):
-        cure = "name another one, or give --overwrite" if (path / CONFIG).exists() else "name another one"
+    path = Path(out).absolute()
+    there = next(p for p in (path, *path.parents) if os.path.exists(p))
+    if not there.is_dir():
+        raise PipelineError(f"--out {out}: {there} is a file, name another folder")
+    if not os.access(there if there != path else path.parent, os.W_OK):
+        raise PipelineError(f"--out {out}: no permission to write there, name another folder")
+    found = {p.name for p in path.iterdir()} if there == path else set()
+    # Other folders have a config.json too, an encoder's for one: only what is a run may be replaced.
+    is_run = {CONFIG, WEIGHTS} <= found <= FILES
+    if found and not (overwrite and is_run):
+        cure = "name another one, or give --overwrite" if is_run else "name another one"
         raise PipelineError(f"--out {out}: the folder is not empty, {cure}")
 
 
@@ -113,7 +122,8 @@ def save_run(
         "schedule": asdict(schedule),
         "versions": versions(),
     }
-    partial = Path(f"{out.rstrip('/')}.partial-{os.getpid()}")
+    path = Path(out).absolute()
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         _write_json(partial / CONFIG, config)
@@ -122,9 +132,9 @@ def save_run(
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)
-        if Path(out).exists():
-            shutil.rmtree(out)
-        partial.rename(out)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise PipelineError(f"--out {out} cannot be written: {error}") from error
@@ -167,7 +177,7 @@ def load_run(path: str) -> Run:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        source = config["source"]
+        source, metric = config["source"], config["metric"]
         spec = HeadSpec.from_json(config["head"])
         target = Target(
             values=_NO_VALUES, **{**config["target"], "names": tuple(config["target"]["names"])}
@@ -183,7 +193,7 @@ def load_run(path: str) -> Run:
         path=path,
         source=source,
         target=target,
-        metric=config["metric"],
+        metric=metric,
         spec=spec,
         head=head.eval(),
         result=result,

@@ -43,10 +43,15 @@ class Linear(nn.Module):
         n_out: size of the output's last axis.
         generator: source of the starting weights.
         bias: whether b is there.
+
+    Raises:
+        ValueError: a size is below 1.
     """
 
     def __init__(self, n_in: int, n_out: int, *, generator: torch.Generator, bias: bool = True) -> None:
         super().__init__()
+        if min(n_in, n_out) < 1:
+            raise ValueError(f"a layer of {n_in} x {n_out} weights: give sizes of 1 or more")
         bound = 1 / math.sqrt(n_in)
         self.weight = uniform((n_in, n_out), bound, generator)
         self.bias = uniform((1, n_out), bound, generator) if bias else None
@@ -55,8 +60,10 @@ class Linear(nn.Module):
         """Applies each head's matrix to its rows; an input shared by the heads is not copied."""
         n_heads, n_in, n_out = self.weight.shape
         if n_heads == 1:
-            bias = None if self.bias is None else self.bias[0, 0]
-            return nn.functional.linear(x[0], self.weight[0].T, bias)[None]
+            # Reshaping, not indexing: the gradient of an index is a zeroed tensor and a copy.
+            bias = None if self.bias is None else self.bias.view(n_out)
+            weight = self.weight.view(n_in, n_out)
+            return nn.functional.linear(x.flatten(0, 1), weight.T, bias).unsqueeze(0)
         if x.shape[0] == 1:
             wide = self.weight.transpose(0, 1).reshape(n_in, n_heads * n_out)
             y = (x[0] @ wide).view(-1, n_heads, n_out).transpose(0, 1)
@@ -83,7 +90,9 @@ class LayerNorm(nn.Module):
     def forward(self, x: Float[Tensor, "#head row width"]) -> Float[Tensor, "head row width"]:
         """Normalises each row, then applies each head's scale and shift."""
         if self.weight.shape[0] == 1:
-            return nn.functional.layer_norm(x, x.shape[-1:], self.weight[0, 0], self.bias[0, 0], self.eps)
+            return nn.functional.layer_norm(
+                x, x.shape[-1:], self.weight.flatten(), self.bias.flatten(), self.eps
+            )
         return nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
 
 
@@ -96,10 +105,15 @@ class Dropout(nn.Module):
     Args:
         rate: share of values set to zero, in [0, 1).
         seed: start of the random stream.
+
+    Raises:
+        ValueError: the rate is out of its range.
     """
 
     def __init__(self, rate: float, *, seed: int) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout is {rate}: give a rate from 0 to below 1")
         self.restart([rate], [seed])
 
     def restart(self, rates: list[float], seeds: list[int]) -> None:

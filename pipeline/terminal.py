@@ -55,6 +55,11 @@ def facts(values: Mapping[str, Any]) -> None:
         say(f"{name:<{width}}  {_cell(value)}")
 
 
+def _short(name: str) -> str:
+    """An encoder's name: a Hub id, or the last two folders of a directory."""
+    return "/".join(name.rstrip("/").split("/")[-2:])
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -140,7 +145,7 @@ def show_run(result: Mapping[str, Any]) -> None:
     """A trained head."""
     say(
         f"{result['run']}: {result['fusion']} + {result['decoder']} on {result['target']}, dev "
-        f"{result['metric']} {result['dev']:.2f} (epoch {result['best_epoch']} of {result['epochs']}), "
+        f"{result['metric']} {_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
         f"{result['parameters']:,} parameters, {result['fusion_parameters']:,} of them the fusion's, "
         f"{result['seconds']:.1f} s"
     )
@@ -192,7 +197,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
     banks = [
         (
             bank["store"],
-            bank["encoder"]["name"] if "encoder" in bank else bank["error"],
+            _short(bank["encoder"]["name"]) if "encoder" in bank else bank["error"],
             bank.get("keep", ""),
             bank.get("dtype", ""),
             sum(split["examples"] for split in bank.get("splits", {}).values()),
@@ -205,7 +210,10 @@ def show_inventory(result: Mapping[str, Any]) -> None:
     if banks:
         table("", ("bank", "encoder", "keep", "dtype", "examples", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
-    runs = [tuple(run.get(name, run.get("error", "")) for name in names) for run in result["runs"]]
+    runs = [
+        (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)
+        for run in result["runs"]
+    ]
     if runs:
         table("", names, runs)
     if not banks and not runs:

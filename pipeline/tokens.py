@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ class Tokens:
     type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
     start: Int[ndarray, " boundary"]
     n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token included
-    words_cut: int  # words that `max_length` cut off
+    words_cut: int  # words that `max_length` cut off, of pairs too
     words_empty: int  # words that the tokenizer makes no token of
 
     @property
@@ -58,7 +58,8 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         max_length: tokens, special ones included; the longer of a pair is cut first.
 
     Raises:
-        PipelineError: the rows are words and the tokenizer is not a fast one.
+        PipelineError: the rows are words and the tokenizer is not a fast one, or `max_length` has no
+            room for more than the special tokens.
     """
     parts: list[_Row] = []
     for texts, pairs in batches:
@@ -98,6 +99,7 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             f"rows of words need a fast tokenizer, {type(tokenizer).__name__} is a slow one: "
             "use an encoder that has a tokenizer.json, or rows of plain text"
         )
+    _check_room(tokenizer, max_length, pair=pairs is not None)
     encoded = tokenizer(
         list(texts),
         list(pairs) if pairs is not None else None,
@@ -113,13 +115,36 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
     for i, ids in enumerate(encoded["input_ids"]):
         types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
         if tokenizer.is_fast:
-            word_ids, sequence_ids = encoded.word_ids(i), encoded.sequence_ids(i)
+            encoding = encoded.encodings[i]
+            word_ids, sequence_ids, cut = encoding.word_ids, encoding.sequence_ids, _cut_words(encoding)
         else:
             special = encoded["special_tokens_mask"][i]
             word_ids = [None if s else 0 for s in special]
-            sequence_ids = [None if s else 0 for s in special]
-        rows.append(_row(ids, types, word_ids, sequence_ids, len(texts[i]) if words else None))
+            sequence_ids, cut = word_ids, set()
+        rows.append(_row(ids, types, word_ids, sequence_ids, cut, len(texts[i]) if words else None))
     return rows
+
+
+def _check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
+    """Below the number of special tokens, tokenizers do not truncate at all."""
+    special = tokenizer.num_special_tokens_to_add(pair=pair)
+    if max_length <= special:
+        raise PipelineError(
+            f"--max-length {max_length}: the encoder adds {special} special tokens, give {special + 1} or more"
+        )
+
+
+def _cut_words(encoding: Any) -> set[tuple[int, int]]:
+    """Sequence and number of each word that truncation left no token of."""
+    cut: set[tuple[int, int]] = set()
+    for rest in encoding.overflowing:
+        cut |= _words(rest)
+    return cut - _words(encoding) if cut else cut
+
+
+def _words(encoding: Any) -> set[tuple[int, int]]:
+    pairs = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
+    return {(sequence, word) for sequence, word in pairs if None not in (sequence, word)}
 
 
 def _row(
@@ -127,6 +152,7 @@ def _row(
     types: Sequence[int],
     word_ids: Sequence[int | None],
     sequence_ids: Sequence[int | None],
+    cut: Set[tuple[int, int]],
     n_words: int | None,
 ) -> _Row:
     word = np.array([-1 if w is None else w for w in word_ids], dtype=np.int32)
@@ -136,17 +162,16 @@ def _row(
     opens[1:] = (word[1:] != word[:-1]) | (sequence[1:] != sequence[:-1])
     kind = np.where(opens, Kind.WORD, Kind.CONTINUATION) + 2 * (sequence == 1)
     kind[word < 0] = Kind.SPECIAL
-    seen = np.unique(word[(sequence == 0) & (word >= 0)])
-    last = int(seen[-1]) + 1 if len(seen) else 0
-    total = last if n_words is None else n_words
+    seen = set(word[(sequence == 0) & (word >= 0)].tolist()) | {w for s, w in cut if s == 0}
+    total = max(seen, default=-1) + 1 if n_words is None else n_words
     return _Row(
         ids=np.array(ids, dtype=np.int32),
         word_id=word,
         kind=kind.astype(np.uint8),
         type_id=np.array(types, dtype=np.uint8),
         n_words=total,
-        cut=total - last,
-        empty=last - len(seen),
+        cut=len(cut),
+        empty=total - len(seen),
     )
 
 

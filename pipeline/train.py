@@ -26,6 +26,10 @@ EVALUATION_EXAMPLES = 256
 """Examples scored at once outside training."""
 
 
+MAX_SEED = 2**32 - 1
+"""The largest seed of heads and of the order, as numpy and torch both take it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadRates:
     """What may differ between the heads of one stack."""
@@ -36,6 +40,7 @@ class HeadRates:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        _check_seed("--seed", self.seed)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise PipelineError(f"--lr {self.lr}: give a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -54,6 +59,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        _check_seed("--data-seed", self.data_seed)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
@@ -61,6 +67,11 @@ class Schedule:
             raise PipelineError(f"--warmup-frac {self.warmup_frac}: give a share between 0 and 1")
         if self.patience is not None and self.patience < 1:
             raise PipelineError(f"--patience {self.patience}: give 1 or more epochs")
+
+
+def _check_seed(flag: str, seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise PipelineError(f"{flag} {seed}: give 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +115,8 @@ def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
     """One split of a bank with one of its targets.
 
     Raises:
-        PipelineError: the split or the target is not there; says why a column is no target.
+        PipelineError: the split or the target is not there, or without a label; says why a column is no
+            target.
     """
     if split not in bank.splits:
         raise PipelineError(f"{bank.path} has no split {split!r}: {nearest(split, bank.splits)}")
@@ -118,7 +130,12 @@ def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
             f"{bank.path} has no target {name!r} on split {split}: {nearest(name, known)}. "
             f"Add one with 'layerbank label {bank.path} DATA --target {name}'"
         )
-    return part, part.target(name)
+    target = part.target(name)
+    if not (target.values >= 0 if target.kind != "float" else ~np.isnan(target.values)).any():
+        raise PipelineError(
+            f"split {split} of {bank.path} has no label of target {name!r}: name another split"
+        )
+    return part, target
 
 
 def prepare(

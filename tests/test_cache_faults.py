@@ -10,11 +10,21 @@ from pathlib import Path
 import banks
 import numpy as np
 import pytest
-from banks import LARGE, RECIPE, TRAIN, complete, files_of, large_recipe, make, recipe, splits, write
+from banks import (
+    LARGE,
+    RECIPE,
+    complete,
+    copy_to,
+    files_of,
+    large_recipe,
+    make,
+    recipe,
+    rows,
+    splits,
+    write,
+)
 
 from cache import BankIncomplete, BankLocked, CacheError, Target, Writer, open_bank
-
-LABELS = Target(name="y", kind="class", names=("a", "b"), values=np.arange(len(TRAIN), dtype=np.int32) % 2)
 
 
 class Killed(BaseException):
@@ -41,12 +51,14 @@ class Fault:
             if self.left < 0:
                 raise self.error
 
-    def run(self, folder, changes, error, action):
+    def run(self, folder, changes, error, action, said=None):
         """Runs an action that may change the folder so many times; whether it came to its end."""
         self.folder, self.left, self.error = str(folder), changes, error
         try:
             action()
-        except (Killed, CacheError):
+        except (Killed, CacheError) as caught:
+            if said is not None:
+                said.append(str(caught))
             return False
         finally:
             self.folder = None
@@ -56,49 +68,51 @@ class Fault:
 FAULT = Fault()
 
 
+SMALL = {"train": rows([5, 9, 3, 16, 0])}
+LABELS = Target(name="y", kind="class", names=("a", "b"), values=np.arange(5, dtype=np.int32) % 2)
+
+
 def extract(path, codec="none"):
-    """A whole extraction with a target."""
-    with Writer(str(path), recipe(codec=codec), splits()) as writer:
+    """A whole extraction with a target, on one split of three blocks."""
+    with Writer(str(path), recipe(codec=codec, layers=(0, 2)), SMALL) as writer:
         writer.write_target("train", LABELS)
         complete(writer)
 
 
-@pytest.mark.parametrize("codec", ["none", "lz4"])
-def test_killed_at_any_change_of_any_file_the_next_run_ends_with_the_same_bank(tmp_path, codec):
-    extract(tmp_path / "undisturbed", codec)
-    expected = files_of(tmp_path / "undisturbed")
-    again = random.Random(codec)
-    changes, ended = 0, False
-    while not ended:
-        path = tmp_path / f"bank-{changes}"
-        ended = FAULT.run(path, changes, Killed(), lambda at=path: extract(at, codec))
-        if not ended:
-            with pytest.raises(CacheError):
-                open_bank(str(path))
-            FAULT.run(path, again.randrange(60), Killed(), lambda at=path: extract(at, codec))
-            extract(path, codec)
-        assert files_of(path) == expected, f"killed at change {changes}"
-        changes += 1 if codec == "none" else 5
+def moments(path, codec, many):
+    """How often an extraction changes its folder: the first and last of them, and a random choice."""
+    assert FAULT.run(path, 10**6, Killed(), lambda: extract(path, codec))
+    changes = 10**6 - FAULT.left
+    assert changes > 60, "the changes were not seen"
+    ends = {0, 1, changes - 2, changes - 1}
+    return sorted(ends | set(random.Random(1).sample(range(changes), many)))
 
-    assert changes > 100, "the faults were not met"
+
+@pytest.mark.parametrize(("codec", "many"), [("none", 14), ("lz4", 2)])
+def test_killed_at_any_change_of_any_file_the_next_run_ends_with_the_same_bank(tmp_path, codec, many):
+    killed = moments(tmp_path / "undisturbed", codec, many)
+    expected, again = files_of(tmp_path / "undisturbed"), random.Random(2)
+    for change in killed:
+        path = tmp_path / f"bank-{change}"
+        assert not FAULT.run(path, change, Killed(), lambda at=path: extract(at, codec))
+        with pytest.raises(CacheError):
+            open_bank(str(path))
+        FAULT.run(path, again.randrange(60), Killed(), lambda at=path: extract(at, codec))
+        extract(path, codec)
+        assert files_of(path) == expected, f"killed at change {change}"
 
 
 def test_a_disk_full_at_any_change_gives_one_line_and_the_next_run_goes_on(tmp_path):
-    extract(tmp_path / "undisturbed")
+    full = moments(tmp_path / "undisturbed", "none", 4)
     expected = files_of(tmp_path / "undisturbed")
-    for changes in range(0, 120, 7):
-        path = tmp_path / f"bank-{changes}"
-        FAULT.folder, FAULT.left = str(path), changes
-        FAULT.error = OSError(errno.ENOSPC, "No space left on device")
-        try:
-            with pytest.raises(
-                CacheError, match="the disk is full: .* make room, then run the same command"
-            ):
-                extract(path)
-        finally:
-            FAULT.folder = None
+    for change in full:
+        path = tmp_path / f"bank-{change}"
+        said = []
+        assert not FAULT.run(path, change, OSError(errno.ENOSPC, "full"), lambda at=path: extract(at), said)
+        assert "the disk is full" in said[0], f"full at change {change}"
+        assert "make room, then run the same command" in said[0]
         extract(path)
-        assert files_of(path) == expected, f"full at change {changes}"
+        assert files_of(path) == expected, f"full at change {change}"
 
 
 def test_a_disk_full_in_the_middle_of_a_chunk_leaves_the_earlier_blocks_whole(tmp_path, monkeypatch):
@@ -138,7 +152,7 @@ def test_a_disk_full_in_the_middle_of_a_chunk_leaves_the_earlier_blocks_whole(tm
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_left_overs_of_a_killed_writer_do_not_count_and_go_away(tmp_path, codec):
-    make(tmp_path / "bank", codec=codec)
+    copy_to(tmp_path / "bank", codec)
     whole = files_of(tmp_path / "bank")
     for place in ("zarr.json", "train/states/c/1/1/0", "train/input_ids/c/0", "train/c/0"):
         left = tmp_path / "bank" / f"{place}.0123.partial"
@@ -160,7 +174,7 @@ def test_an_error_while_writing_gives_the_lock_back(tmp_path):
 
 
 def test_a_refused_writer_gives_the_lock_back(tmp_path):
-    make(tmp_path / "bank")
+    copy_to(tmp_path / "bank")
     with pytest.raises(CacheError), Writer(str(tmp_path / "bank"), recipe(seed=9), splits()):
         pass
 
@@ -225,7 +239,7 @@ def spawn():
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path, spawn):
     first = spawn(tmp_path / "bank", "hold")
     with pytest.raises(BankLocked, match=f"pid {first.pid}.*: wait for it, or end it"):
-        make(tmp_path / "bank", LARGE)
+        Writer(str(tmp_path / "bank"), large_recipe(), LARGE).__enter__()
     first.kill()
     first.wait()
 

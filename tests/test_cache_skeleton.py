@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
-from banks import RECIPE, complete, damage, files_of, make, recipe, rows, splits
+from banks import RECIPE, complete, copy_to, damage, files_of, make, recipe, rows, splits
 
 from cache import BankIncomplete, CacheError, Rows, Writer, layout, open_bank, plan, store
 from cache.reader import is_bank
@@ -12,7 +12,7 @@ from cache.reader import is_bank
 
 @pytest.fixture
 def path(tmp_path):
-    make(tmp_path / "bank")
+    copy_to(tmp_path / "bank")
     return tmp_path / "bank"
 
 
@@ -112,7 +112,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "bank/notes.txt").write_text("notes")
 
     assert "the folder is not empty and no bank" in refusal(tmp_path / "bank")
-    with pytest.raises(CacheError, match="no bank at .*: make one with 'layerbank extract'"):
+    with pytest.raises(CacheError, match=r"no bank at .*: make one with 'layerbank extract'"):
         open_bank(str(tmp_path / "bank"))
 
 
@@ -189,8 +189,7 @@ def test_versions_of_the_packages_are_kept(tmp_path):
         pass
 
     versions = open_bank(str(tmp_path / "bank"), allow_incomplete=True).attrs["versions"]
-    assert versions["torch"] == "9.9"
-    assert versions["zarr"] == zarr.__version__
+    assert versions == {"torch": "9.9"}
 
 
 def test_an_example_longer_than_a_block_is_refused(tmp_path):

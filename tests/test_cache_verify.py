@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from banks import complete, damage, recipe, splits
+from banks import copy_to, damage, recipe, splits
 
 from cache import Target, Writer, open_bank
 from cache.verify import verify
@@ -11,10 +11,10 @@ from cache.verify import verify
 
 @pytest.fixture(params=["none", "zstd"])
 def path(request, tmp_path):
+    copy_to(tmp_path / "bank", request.param)
     with Writer(str(tmp_path / "bank"), recipe(codec=request.param), splits()) as writer:
-        values = np.zeros(18, np.int32)
+        values = np.zeros(10, np.int32)
         writer.write_target("train", Target(name="y", kind="class", names=("a",), values=values))
-        complete(writer)
     return tmp_path / "bank"
 
 

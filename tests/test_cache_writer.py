@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from banks import RECIPE, block_of, complete, damage, files_of, make, recipe, rows, splits, write
+from banks import RECIPE, block_of, complete, copy_to, damage, files_of, make, recipe, rows, splits, write
 
 from cache import BankIncomplete, CacheError, Writer, open_bank
 
@@ -43,7 +43,7 @@ def test_two_writers_one_after_the_other_make_the_same_files(tmp_path, codec):
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_complete_bank_is_left_alone(tmp_path, codec):
-    make(tmp_path / "bank", codec=codec)
+    copy_to(tmp_path / "bank", codec)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     with Writer(str(tmp_path / "bank"), recipe(codec=codec), splits()) as writer:
         assert writer.complete
@@ -53,10 +53,17 @@ def test_a_complete_bank_is_left_alone(tmp_path, codec):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("chunk", ["states/c/2/1/0", "input_ids/c/1", "word_id/c/1", "kind/c/1"])
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "gone"])
+@pytest.mark.parametrize(
+    ("chunk", "harm"),
+    [
+        *(("states/c/2/1/0", harm) for harm in ("flip", "cut", "empty", "gone")),
+        ("input_ids/c/1", "flip"),
+        ("word_id/c/1", "cut"),
+        ("kind/c/1", "gone"),
+    ],
+)
 def test_a_damaged_block_alone_is_missing_and_writing_it_repairs_it(tmp_path, codec, chunk, harm):
-    make(tmp_path / "bank", codec=codec)
+    copy_to(tmp_path / "bank", codec)
     whole = files_of(tmp_path)
     path = tmp_path / "bank/train" / chunk
     if harm == "flip":
@@ -105,7 +112,7 @@ def test_a_bank_with_a_block_missing_cannot_be_finished(tmp_path):
     with Writer(str(tmp_path / "bank"), RECIPE, splits()) as writer:
         for split, block in every_block(writer)[:-1]:
             write(writer, split, block)
-        with pytest.raises(BankIncomplete, match="split dev, block 0 of .* is not there"):
+        with pytest.raises(BankIncomplete, match=r"split dev, block 0 of .* is not there"):
             writer.finish()
 
     with pytest.raises(BankIncomplete):
@@ -156,7 +163,7 @@ def test_the_row_of_a_bad_state_is_right_beside_rows_without_tokens(tmp_path):
 def test_a_block_of_another_shape_or_type_is_our_own_bug(tmp_path):
     with Writer(str(tmp_path / "bank"), RECIPE, splits()) as writer:
         states, tokens = block_of(writer, "train", 0)
-        for wrong in (states.astype(np.float32), states[:3], states[:, :-1]):
+        for wrong in (states.astype(np.float32), states[:3], states[:, :, :-1]):
             with pytest.raises(AssertionError):
                 writer.write_block("train", 0, wrong, tokens)
         with pytest.raises(AssertionError):
