@@ -16,14 +16,12 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from cache.errors import CacheError
-            from pipeline.errors import PipelineError
-            from pipeline.extract import StoppedError
-
-            if not isinstance(error, PipelineError | CacheError):
+            # By name, not by class: a wrong flag is not to wait for the imports.
+            kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+            if not kinds & {"pipeline.errors.PipelineError", "cache.errors.CacheError"}:
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(130 if isinstance(error, StoppedError) else 1) from error
+            raise typer.Exit(130 if "pipeline.extract.StoppedError" in kinds else 1) from error
 
 
 app = typer.Typer(
@@ -225,7 +223,6 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Scores a trained head on a split of a bank."""
-    from cache import open_bank
     from pipeline import evaluate as module
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
@@ -233,7 +230,7 @@ def evaluate(
 
     set_threads(threads)
     loaded = load_run(run)
-    bank = open_bank(store or loaded.source.store)
+    bank = module.open_bank_of(loaded, store)
     result = module.evaluate(loaded, bank, split, device=pick_device(device))
     _print(result, as_json, terminal.show_scores)
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -40,7 +40,7 @@ class TokenTable(Protocol):
         """Number of tokens of each example."""
 
     @property
-    def kind(self) -> Int[ndarray, " token"]:
+    def kind(self) -> UInt8[ndarray, " token"]:
         """What each token is, see `cache.layout.Kind`."""
 
 

@@ -154,7 +154,8 @@ def show(result: dict[str, Any]) -> None:
         )
         for head in result["heads"]
     ]
-    columns = ("target", "fusion", "metric", "dev", "test", "params", "fusion's", "train s", "re-encode s*")
+    # 78 columns wide: it has to fit a terminal of 80.
+    columns = ("target", "fusion", "metric", "dev", "test", "params", "fusion's", "train\ns", "again\ns*")
     total, again = (sum(head[k] for head in result["heads"]) for k in ("seconds", "encoder_seconds"))
     terminal.table("", columns, rows)
     terminal.say(

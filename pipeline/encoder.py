@@ -9,6 +9,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -233,9 +234,10 @@ def _load_tokenizer(name: str, revision: str | None, words: bool, trust_remote_c
 
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        if words and getattr(tokenizer, "add_prefix_space", None) is False:
-            tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            if words and getattr(tokenizer, "add_prefix_space", None) is False:
+                tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
     except Exception as error:  # its readers of many formats raise what they like
         raise _cannot_load("tokenizer", name, error) from error
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
@@ -256,16 +258,14 @@ def _set_prefix_space(tokenizer: Any) -> None:
 
     Classes such as RoBERTa's do that for ``add_prefix_space``; the general one ignores it.
     """
-    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer if tokenizer.is_fast else None
+    pre_tokenizer: Any = tokenizer.backend_tokenizer.pre_tokenizer if tokenizer.is_fast else None
     if getattr(pre_tokenizer, "add_prefix_space", None) is False:
         pre_tokenizer.add_prefix_space = True
 
 
 def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoModel
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     options: dict[str, Any] = {
         "revision": revision or "main",
         "trust_remote_code": trust_remote_code,
@@ -273,10 +273,11 @@ def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.
         "output_loading_info": True,
     }
     try:
-        try:
-            model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
-        except ValueError:  # an architecture without fused attention says so in this way
-            model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
+        with _quiet():
+            try:
+                model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+            except ValueError:  # an architecture without fused attention says so in this way
+                model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
     except Exception as error:  # readers of weights raise classes of their own
         raise _cannot_load("encoder", name, error) from error
     part = model.get_encoder() if model.config.is_encoder_decoder else model
@@ -284,6 +285,22 @@ def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.
     part.config.use_cache = False  # of keys and values, which a decoder-only model would hold for nothing
     _check_weights(name, model, part, info["missing_keys"])
     return part
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterable[str]) -> None:

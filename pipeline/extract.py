@@ -8,7 +8,9 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -283,10 +285,10 @@ def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
 
 def _batch_tokens(store: str, encoder: Encoder) -> int:
     """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
-    try:
-        return open_bank(store, allow_incomplete=True).recipe.batch_tokens
-    except CacheError:
-        return 1024 if encoder.device.type == "cpu" else 16_384
+    if Path(store).is_dir():
+        with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
+            return open_bank(store, allow_incomplete=True).recipe.batch_tokens
+    return 1024 if encoder.device.type == "cpu" else 16_384
 
 
 def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:

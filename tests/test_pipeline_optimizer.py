@@ -1,0 +1,175 @@
+"""The stacked AdamW against torch's own on single heads; the schedule."""
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from pipeline import parts
+from pipeline.head import plan_head
+from pipeline.optimizer import StackedAdamW, linear_schedule
+from pipeline.stack import Linear, stack
+from pipeline.train import HeadRates, Schedule, fit, prepare
+
+LR, DECAY = [1e-3, 1e-2, 3e-4], [0.0, 0.1, 1.0]
+
+
+class Two(nn.Module):
+    """Two layers and a parameter that is not trained."""
+
+    def __init__(self, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.first = Linear(5, 4, generator=generator)
+        self.second = Linear(4, 2, generator=generator, bias=False)
+        self.fixed = nn.Parameter(torch.full((1, 3), float(seed)), requires_grad=False)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+def batch(step):
+    return torch.randn(1, 6, 5, generator=torch.Generator().manual_seed(step))
+
+
+def loss(part, step):
+    return part(batch(step)).square().mean((1, 2))
+
+
+def scales():
+    return [linear_schedule(s, n_steps=20, warmup_steps=3) for s in range(20)]
+
+
+def test_each_head_is_updated_as_torch_updates_it_alone():
+    alone = [Two(seed) for seed in range(3)]
+    stacked = stack(alone)
+    ours = StackedAdamW(stacked, lr=LR, weight_decay=DECAY)
+    theirs = [
+        torch.optim.AdamW(part.parameters(), lr=lr, weight_decay=decay)
+        for part, lr, decay in zip(alone, LR, DECAY, strict=True)
+    ]
+    for step, scale in enumerate(scales()):
+        ours.zero_grad()
+        loss(stacked, step).sum().backward()
+        ours.step(scale)
+        for part, optimizer, lr in zip(alone, theirs, LR, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * scale
+            optimizer.zero_grad()
+            loss(part, step).sum().backward()
+            optimizer.step()
+    for k, part in enumerate(alone):
+        for name, value in part.named_parameters():
+            found = stacked.get_parameter(name)[k : k + 1]
+            torch.testing.assert_close(found, value, rtol=0, atol=1e-6)
+
+
+def test_parameters_and_gradients_stay_views_of_one_buffer():
+    stacked = stack([Two(seed) for seed in range(3)])
+    before = [p.detach().clone() for p in stacked.parameters()]
+    optimizer = StackedAdamW(stacked, lr=LR, weight_decay=DECAY)
+    assert optimizer.values.shape == (3, 5 * 4 + 4 + 4 * 2)
+    for old, parameter in zip(before, stacked.parameters(), strict=True):
+        assert torch.equal(old, parameter)
+    for step in range(3):
+        optimizer.zero_grad()
+        assert all(not p.grad.any() for p in stacked.parameters() if p.requires_grad)
+        loss(stacked, step).sum().backward()
+        assert all(p.grad.any() for p in stacked.parameters() if p.requires_grad)
+        optimizer.step(1.0)
+    inside = optimizer.values.untyped_storage().data_ptr()
+    for old, parameter in zip(before, stacked.parameters(), strict=True):
+        shares = parameter.untyped_storage().data_ptr() == inside
+        assert shares == parameter.requires_grad
+        assert torch.equal(old, parameter) != parameter.requires_grad
+    optimizer.values.zero_()
+    assert not any(p.any() for p in stacked.parameters() if p.requires_grad)
+
+
+def test_scale_zero_moves_nothing():
+    stacked = stack([Two(0), Two(1)])
+    optimizer = StackedAdamW(stacked, lr=[1.0, 1.0], weight_decay=[0.5, 0.5])
+    before = optimizer.values.clone()
+    loss(stacked, 0).sum().backward()
+    optimizer.step(0.0)
+    assert torch.equal(optimizer.values, before)
+
+
+def test_stack_without_parameters_is_no_trouble():
+    optimizer = StackedAdamW(nn.Identity(), lr=[1e-3, 1e-3], weight_decay=[0.0, 0.0])
+    assert optimizer.values.shape == (2, 0)
+    optimizer.zero_grad()
+    optimizer.step(1.0)
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "warmup_steps", "expected"),
+    [
+        (4, 0, [1.0, 0.75, 0.5, 0.25]),
+        (4, 2, [0.5, 1.0, 1.0, 0.5]),
+        (5, 1, [1.0, 1.0, 0.75, 0.5, 0.25]),
+        (3, 3, [1 / 3, 2 / 3, 1.0]),
+        (1, 0, [1.0]),
+    ],
+)
+def test_schedule_rises_then_falls(n_steps, warmup_steps, expected):
+    found = [linear_schedule(s, n_steps=n_steps, warmup_steps=warmup_steps) for s in range(n_steps)]
+    assert found == pytest.approx(expected)
+
+
+RATES = [
+    HeadRates(seed=5, lr=3e-3, weight_decay=0.0),
+    HeadRates(seed=6, lr=1e-3, weight_decay=0.3),
+    HeadRates(seed=7, lr=1e-2, weight_decay=0.01),
+    HeadRates(seed=7, lr=2e-3, weight_decay=0.01),
+]
+DECODERS = {
+    "classifier": ("label", {"dropout": 0.2}),
+    "classifier, max": ("label", {"pooling": "max"}),
+    "tagger": ("tags", {"dropout": 0.1}),
+    "tagger, crf": ("tags", {"crf": True}),
+    "regressor": ("value", {"pooling": "mean"}),
+}
+
+
+def fitting(fusion):
+    """Values of the hyper-parameters without a default, and small ones for the large."""
+    return {"single_layer": {"layer": 2}, "transformer": {"n": 1}}.get(fusion, {})
+
+
+def parameters(head):
+    """All values in a row, but for biases of keys: their true gradient is 0, they follow rounding alone."""
+    found = []
+    for name, value in head.named_parameters():
+        parts_of = value.detach().chunk(3, -1) if name.endswith("qkv.bias") else [value.detach()]
+        found += [part.flatten() for k, part in enumerate(parts_of) if k != 1]
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("fusion", parts.names("fusion"))
+def test_head_in_a_stack_of_four_trains_as_it_does_alone(fusion, decoder):
+    target, options = DECODERS[decoder]
+    bank = tiny.shared(sizes=(("train", 60), ("dev", 20)))
+    job = prepare(bank, target, fusion=fusion, options={"hidden": 12, **options, **fitting(fusion)})
+    schedule = Schedule(epochs=5, batch_size=6)  # 50 steps
+    together, alone = fit(job, RATES, schedule)[1], fit(job, RATES[1:2], schedule)[0]
+    assert together.best_epoch == alone.best_epoch
+    losses = [[line.loss for line in trained.epochs] for trained in (together, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    values = [parameters(trained.head) for trained in (together, alone)]
+    assert (values[0] - values[1]).norm() <= 1e-5 * values[1].norm()
+
+
+def test_same_seed_another_rate_is_another_head():
+    job = prepare(tiny.shared(), "label", fusion="attention")
+    a, b = (t.head.state_dict() for t in fit(job, RATES[2:], Schedule(epochs=1)))
+    assert not any(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_plan_and_prepare_agree():
+    bank = tiny.shared()
+    job = prepare(bank, "tags", fusion="linear")
+    spec = plan_head(
+        fusion="linear", decoder=None, target=job.target, kept=bank.recipe.layers, last=3, width=8
+    )
+    assert job.spec == spec
