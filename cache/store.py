@@ -100,7 +100,7 @@ def open_root(store: str, mode: Any) -> zarr.Group:
         return zarr.open_group(store, mode=mode)
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
         raise CacheError(f"no bank at {store}: make one with 'layerbank extract'") from error
-    except (ValueError, OSError, TypeError, KeyError) as error:
+    except (ValueError, OSError, TypeError, KeyError, ImportError) as error:
         raise CacheError(f"{store} cannot be opened as a bank: {one_line(error)}") from error
 
 

@@ -65,6 +65,17 @@ def reorder_tags(
     return tags[ranges(spans(n_words)[:-1][row], n_words[row])]
 
 
+def check_name(name: str) -> None:
+    """Refuses a name that cannot name an array.
+
+    Raises:
+        CacheError: it is empty, reserved, or a path.
+    """
+    reserved = name.startswith((".", "__")) or name in ("", "zarr.json")
+    if reserved or "/" in name or "\\" in name:
+        raise CacheError(f"target {name!r} cannot be stored under that name: rename the column")
+
+
 def write_target(split: zarr.Group, target: Target) -> None:
     """Writes a target, in dealt order, over an earlier one of that name.
 
@@ -73,9 +84,7 @@ def write_target(split: zarr.Group, target: Target) -> None:
     Raises:
         CacheError: the name cannot name an array, or the disk refused.
     """
-    reserved = target.name.startswith((".", "__")) or target.name in ("", "zarr.json")
-    if reserved or "/" in target.name or "\\" in target.name:
-        raise CacheError(f"target {target.name!r} cannot be stored under that name: rename the column")
+    check_name(target.name)
     try:
         array = split.require_group(TARGETS).create_array(
             target.name,

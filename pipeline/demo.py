@@ -163,6 +163,6 @@ def show(result: dict[str, Any]) -> None:
         f"{len(rows)} heads {total:.1f} s; whole demo {result['seconds']:.0f} s"
     )
     terminal.say(
-        f"* estimate: what running the frozen encoder again in each of these epochs would add, {again:.0f} s "
-        f"in all; forward passes only, measured on {result['sample_examples']} training examples"
+        "* estimate: what running the frozen encoder again in each of these epochs would add, "
+        f"{again:.0f} s in all; forward only, measured on {result['sample_examples']} training examples"
     )

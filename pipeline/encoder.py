@@ -4,13 +4,8 @@ Any `transformers` encoder, the encoder of an encoder-decoder, or a decoder-only
 trains: evaluation mode, no gradient, no dropout.
 """
 
-import hashlib
 import inspect
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,15 +16,13 @@ from torch import Tensor, nn
 
 from cache import EncoderRecord
 from cache.targets import ranges
+from pipeline import checkpoint
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
 from pipeline.tokens import Tokens, tokenizer_sha256
 
 _LONGEST = 512
 """Default for the longest example, where the encoder allows more."""
-
-_UNUSED = ("pooler.",)
-"""Weights that no hidden state depends on; many checkpoints lack them, so loading draws them anew."""
 
 
 class Encoder:
@@ -56,14 +49,18 @@ class Encoder:
         trust_remote_code: bool = False,
     ) -> None:
         self.device = pick_device(device)
-        self.tokenizer = _load_tokenizer(name, revision, words, trust_remote_code)
-        self._model = _load_model(name, revision, trust_remote_code).to(self.device)
+        self.tokenizer = checkpoint.load_tokenizer(
+            name, revision, words=words, trust_remote_code=trust_remote_code
+        )
+        self._model = checkpoint.load_model(name, revision, trust_remote_code=trust_remote_code).to(
+            self.device
+        )
         self._config: Any = self._model.config
         self._asks_type_ids = (
             "token_type_ids" in self.tokenizer.model_input_names
             and "token_type_ids" in inspect.signature(self._model.forward).parameters
         )
-        self._n_ids = _n_ids(self._model)
+        self._n_ids = checkpoint.n_ids(self._model)
         pad_id = self.tokenizer.pad_token_id
         # A pad token may have been added to the tokenizer alone. Any id will do: padding is masked.
         self._pad_id = pad_id if pad_id is not None and pad_id < self._n_ids else 0
@@ -71,7 +68,7 @@ class Encoder:
         self.record = EncoderRecord(
             name=name,
             revision=revision,
-            weights_sha256=_weights_sha256(self._model),
+            weights_sha256=checkpoint.weights_sha256(self._model),
             n_layers=n_layers,
             width=width,
         )
@@ -167,7 +164,7 @@ class Encoder:
             shapes = sorted({tuple(state.shape) for state in states})
         except Exception as error:  # a model of something else than text fails in a way of its own
             raise PipelineError(
-                f"--encoder {name}: it gives no states of text: {_first_line(error)}"
+                f"--encoder {name}: it gives no states of text: {checkpoint.first_line(error)}"
             ) from error
         if len(shapes) != 1 or shapes[0][:2] != (1, 2):
             raise PipelineError(
@@ -227,126 +224,3 @@ def _kept_positions(
     ends = np.cumsum(size)
     counts = bounds[ends] - bounds[ends - size]
     return flat[mask], ranges(start, counts)
-
-
-def _load_tokenizer(name: str, revision: str | None, words: bool, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            if words and getattr(tokenizer, "add_prefix_space", None) is False:
-                tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
-    except Exception as error:  # its readers of many formats raise what they like
-        raise _cannot_load("tokenizer", name, error) from error
-    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
-    # Without files some classes still make a tokenizer, of the special tokens and "▁".
-    if tokenizer.is_fast and len(tokenizer.get_vocab().keys() - added) < 2:
-        raise PipelineError(
-            f"--encoder {name}: its tokenizer has no vocabulary: add the tokenizer's files, such as "
-            "tokenizer.json"
-        )
-    tokenizer.truncation_side = "right"
-    if words:
-        _set_prefix_space(tokenizer)
-    return tokenizer
-
-
-def _set_prefix_space(tokenizer: Any) -> None:
-    """Makes a byte-level tokenizer read each word as one with a space before it.
-
-    Classes such as RoBERTa's do that for ``add_prefix_space``; the general one ignores it.
-    """
-    pre_tokenizer: Any = tokenizer.backend_tokenizer.pre_tokenizer if tokenizer.is_fast else None
-    if getattr(pre_tokenizer, "add_prefix_space", None) is False:
-        pre_tokenizer.add_prefix_space = True
-
-
-def _load_model(name: str, revision: str | None, trust_remote_code: bool) -> nn.Module:
-    from transformers import AutoModel
-
-    options: dict[str, Any] = {
-        "revision": revision or "main",
-        "trust_remote_code": trust_remote_code,
-        "dtype": torch.float32,
-        "output_loading_info": True,
-    }
-    try:
-        with _quiet():
-            try:
-                model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
-            except ValueError:  # an architecture without fused attention says so in this way
-                model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
-    except Exception as error:  # readers of weights raise classes of their own
-        raise _cannot_load("encoder", name, error) from error
-    part = model.get_encoder() if model.config.is_encoder_decoder else model
-    part.eval().requires_grad_(False)
-    part.config.use_cache = False  # of keys and values, which a decoder-only model would hold for nothing
-    _check_weights(name, model, part, info["missing_keys"])
-    return part
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterable[str]) -> None:
-    """Refuses a checkpoint that lacks weights the states depend on: they would be random."""
-    used = {
-        id(weight) for key, weight in part.state_dict(keep_vars=True).items() if not key.startswith(_UNUSED)
-    }
-    lacking = [key for key, weight in model.state_dict(keep_vars=True).items() if id(weight) in used]
-    lacking = sorted(set(lacking) & set(missing))
-    if lacking:
-        raise PipelineError(
-            f"--encoder {name}: its checkpoint lacks {len(lacking)} weights, first {lacking[0]}: "
-            "they would be random, use a whole checkpoint"
-        )
-
-
-def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
-    if Path(name).is_dir():
-        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {_first_line(error)}")
-    return PipelineError(
-        f"--encoder {name}: no such directory, and its {what} cannot be had from the Hub "
-        f"({_first_line(error)}): check the name or the network, or give a directory"
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
-
-
-def _n_ids(model: Any) -> int:
-    """How many token ids have an embedding; no bound where the encoder has no table of them."""
-    try:
-        return getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
-    except NotImplementedError:
-        return sys.maxsize
-
-
-def _weights_sha256(model: nn.Module) -> str:
-    """Fingerprint of the weights that take part in the states, by name, shape and value."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        if name.startswith(_UNUSED):
-            continue
-        digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
-        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    config: Any = model.config
-    digest.update(config.model_type.encode())
-    return digest.hexdigest()

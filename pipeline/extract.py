@@ -22,7 +22,7 @@ from torch import Tensor
 from cache import CacheError, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
-from cache.targets import ranges
+from cache.targets import check_name, ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.corpus import Corpus
 from pipeline.encoder import Encoder
@@ -266,10 +266,20 @@ class _Stage:
 
 
 def _labels(corpus: Corpus, targets: Sequence[str] | None) -> tuple[list[Labels], dict[str, str]]:
-    if targets is None:
-        found, reasons = find_labels(corpus)
-        return found, {column: why for column, why in reasons.items() if column not in corpus.inputs}
-    return [read_labels(corpus, name) for name in targets], {}
+    """The labels to write, and why each other column is none."""
+    if targets is not None:
+        for name in targets:
+            check_name(name)
+        return [read_labels(corpus, name) for name in targets], {}
+    found, reasons = find_labels(corpus)
+    skipped = {column: why for column, why in reasons.items() if column not in corpus.inputs}
+    for labels in list(found):
+        try:
+            check_name(labels.name)
+        except CacheError as error:
+            found.remove(labels)
+            skipped[labels.name] = str(error)
+    return found, skipped
 
 
 def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:

@@ -115,7 +115,8 @@ def plan_head(
     for name in given:
         if name not in known:
             raise PipelineError(
-                f"neither fusion {fusion} nor decoder {decoder} has an option {name!r}: {nearest(name, known)}"
+                f"neither fusion {fusion} nor decoder {decoder} has an option {name!r}: "
+                f"{nearest(name, known)}"
             )
     of_decoder = {name: value for name, value in given.items() if name in takes}
     of_fusion = {name: value for name, value in given.items() if name not in takes}

@@ -1,5 +1,6 @@
 """What a person sees: tables, progress, sizes. All on standard error or as finished text."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,12 +80,15 @@ def _cell(value: Any) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Tokens a second and bytes written so far."""
+    """Tokens a second since it was made, and bytes written so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = time.perf_counter()
 
     def render(self, task: Task) -> Text:
         """The column's text."""
-        elapsed = task.elapsed or 0.0
-        rate = task.completed / elapsed if elapsed else 0.0
+        rate = task.completed / (time.perf_counter() - self._began)
         return Text(f"{rate:,.0f} tokens/s  {size(task.fields['written_bytes'])}")
 
 
@@ -99,8 +103,8 @@ def extraction_bar() -> Iterator[Callable[[Any], None]]:
         TimeRemainingColumn(),
         console=_ERR,
     )
-    with bar:
-        started: list[Any] = []
+    started: list[Any] = []
+    try:
 
         def move(state: Any) -> None:
             fields = {
@@ -109,11 +113,15 @@ def extraction_bar() -> Iterator[Callable[[Any], None]]:
                 "n_examples": state.n_examples,
                 "written_bytes": state.written_bytes,
             }
-            if not started:
+            if not started:  # not before: an error that comes first has a line of its own
+                bar.start()
                 started.append(bar.add_task("", total=state.n_tokens, start=True, **fields))
             bar.update(started[0], completed=state.tokens, **fields)
 
         yield move
+    finally:
+        if started:
+            bar.stop()
 
 
 def show_extraction(result: Mapping[str, Any]) -> None:

@@ -72,7 +72,8 @@ def test_extraction_bar_counts_on_standard_error(capsys):
     assert "5/10 examples" in err
     assert "2.0 kB" in err
     with terminal.extraction_bar():
-        pass  # nothing to encode
+        pass  # nothing to encode, or an error before it
+    assert capsys.readouterr() == ("", "")
 
 
 def extraction(**changes):

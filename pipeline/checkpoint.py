@@ -1,0 +1,172 @@
+"""Loads an encoder's files: its tokenizer, its weights, and what identifies them.
+
+Everything that `transformers` may raise, print or make up on the way ends here, as one line.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import PipelineError
+
+_UNUSED = ("pooler.",)
+"""Weights that no hidden state depends on; many checkpoints lack them, so loading draws them anew."""
+
+_SETTINGS = (
+    "model_type",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "rms_norm_eps",
+    "rope_parameters",
+    "relative_attention",
+    "position_biased_input",
+)
+
+
+def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote_code: bool) -> Any:
+    """Loads a tokenizer; for rows of words, one that puts a space before each of them where it must.
+
+    Raises:
+        PipelineError: it cannot be loaded, or has no vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            if words and getattr(tokenizer, "add_prefix_space", None) is False:
+                tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
+    except Exception as error:  # its readers of many formats raise what they like
+        raise _cannot_load("tokenizer", name, error) from error
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    # Without files some classes still make a tokenizer, of the special tokens and "▁".
+    if tokenizer.is_fast and len(tokenizer.get_vocab().keys() - added) < 2:
+        raise PipelineError(
+            f"--encoder {name}: its tokenizer has no vocabulary: add the tokenizer's files, such as "
+            "tokenizer.json"
+        )
+    tokenizer.truncation_side = "right"
+    if words:
+        _set_prefix_space(tokenizer)
+    return tokenizer
+
+
+def _set_prefix_space(tokenizer: Any) -> None:
+    """Makes a byte-level tokenizer read each word as one with a space before it.
+
+    Classes such as RoBERTa's do that for ``add_prefix_space``; the general one ignores it.
+    """
+    pre_tokenizer: Any = tokenizer.backend_tokenizer.pre_tokenizer if tokenizer.is_fast else None
+    if getattr(pre_tokenizer, "add_prefix_space", None) is False:
+        pre_tokenizer.add_prefix_space = True
+
+
+def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> nn.Module:
+    """Loads the encoder in float32, in evaluation mode, without gradients.
+
+    Of an encoder-decoder it is the encoder alone.
+
+    Raises:
+        PipelineError: it cannot be loaded, or its checkpoint lacks weights.
+    """
+    from transformers import AutoModel
+
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+    }
+    try:
+        with _quiet():
+            try:
+                model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
+            except ValueError:  # an architecture without fused attention says so in this way
+                model, info = AutoModel.from_pretrained(name, attn_implementation="eager", **options)
+    except Exception as error:  # readers of weights raise classes of their own
+        raise _cannot_load("encoder", name, error) from error
+    part = model.get_encoder() if model.config.is_encoder_decoder else model
+    part.eval().requires_grad_(False)
+    part.config.use_cache = False  # of keys and values, which a decoder-only model would hold for nothing
+    _check_weights(name, model, part, info["missing_keys"])
+    return part
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterable[str]) -> None:
+    """Refuses a checkpoint that lacks weights the states depend on: they would be random."""
+    used = {
+        id(weight) for key, weight in part.state_dict(keep_vars=True).items() if not key.startswith(_UNUSED)
+    }
+    lacking = [key for key, weight in model.state_dict(keep_vars=True).items() if id(weight) in used]
+    lacking = sorted(set(lacking) & set(missing))
+    if lacking:
+        raise PipelineError(
+            f"--encoder {name}: its checkpoint lacks {len(lacking)} weights, first {lacking[0]}: "
+            "they would be random, use a whole checkpoint"
+        )
+
+
+def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
+    if Path(name).is_dir():
+        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {first_line(error)}")
+    return PipelineError(
+        f"--encoder {name}: no such directory, and its {what} cannot be had from the Hub "
+        f"({first_line(error)}): check the name or the network, or give a directory"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".:")
+
+
+def n_ids(model: Any) -> int:
+    """How many token ids have an embedding; no bound where the encoder has no table of them."""
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", sys.maxsize)
+    except NotImplementedError:
+        return sys.maxsize
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Fingerprint of the weights that take part in the states, by name, shape and value.
+
+    And of the settings that change states without changing a weight's shape.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        if name.startswith(_UNUSED):
+            continue
+        digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    config: Any = model.config
+    settings = {name: getattr(config, name, None) for name in _SETTINGS}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
