@@ -1,22 +1,20 @@
-"""AdamW over a stack: one flat row of memory a head, each with its own learning rate and decay.
+"""AdamW over a stack, each head with its own learning rate and weight decay.
 
-A head's update reads and writes nothing but its own row, so it never depends on its neighbours.
-Decoupled weight decay: Loshchilov and Hutter 2019.
+A head's update reads and writes nothing but its own slice of every parameter, so it never depends on its
+neighbours. Decoupled weight decay: Loshchilov and Hutter 2019.
 """
 
-import warnings
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 
 class StackedAdamW:
-    """AdamW for a stack of heads.
+    """AdamW for a stack of heads, one fused pass over each tensor.
 
-    Moves the stack's parameters into one buffer of shape ``head parameter`` and keeps them as views of
-    it, so that a head's update is one fused pass over its row.
+    Heads that share their rates are updated as whole parameters; where the rates differ, each head is a
+    parameter group of views.
 
     Args:
         part: the stack; its parameters start with the head axis.
@@ -25,37 +23,25 @@ class StackedAdamW:
     """
 
     def __init__(self, part: nn.Module, *, lr: Sequence[float], weight_decay: Sequence[float]) -> None:
-        parameters = [p for p in part.parameters() if p.requires_grad]
-        n_heads, device = len(lr), next(iter(parameters), torch.empty(0)).device
-        size = sum(p[0].numel() for p in parameters)
-        self.values: Float[Tensor, "head parameter"] = torch.empty(n_heads, size, device=device)
-        self._gradients = torch.zeros_like(self.values)
-        self._lay_out(parameters)
-        rows = list(self.values)
-        for row, gradient in zip(rows, self._gradients, strict=True):
-            row.grad = gradient
-        self._lr = list(lr)
+        self.n_heads = len(lr)
+        self.parameters = [p for p in part.parameters() if p.requires_grad]
+        rates = list(zip(lr, weight_decay, strict=True))
+        self._shared = len(set(rates)) == 1
+        columns = [self.parameters] if self._shared else [self._head(k) for k in range(self.n_heads)]
         groups = [
-            {"params": [row], "lr": rate, "weight_decay": decay}
-            for row, rate, decay in zip(rows, lr, weight_decay, strict=True)
+            {"params": column, "lr": rate, "weight_decay": decay}
+            for column, (rate, decay) in zip(columns, rates, strict=False)
         ]
-        self._adamw = torch.optim.AdamW(groups, fused=True) if size else None
+        self._adamw = torch.optim.AdamW(groups, fused=True) if self.parameters else None
+        self._lr = list(lr)
 
-    def _lay_out(self, parameters: Sequence[nn.Parameter]) -> None:
-        # Autograd adds into a gradient in place, whatever its strides, but prefers one that is contiguous
-        # across heads; then a head's row would not be.
-        warnings.filterwarnings("ignore", "grad and param do not obey the gradient layout contract")
-        at = 0
-        for parameter in parameters:
-            here = slice(at, at + parameter[0].numel())
-            self.values[:, here] = parameter.detach().flatten(1)
-            parameter.data = self.values[:, here].view(parameter.shape)
-            parameter.grad = self._gradients[:, here].view(parameter.shape)
-            at = here.stop
+    def _head(self, k: int) -> list[torch.Tensor]:
+        return [p.detach()[k] for p in self.parameters]
 
     def zero_grad(self) -> None:
-        """Clears the gradients of all heads."""
-        self._gradients.zero_()
+        """Drops the gradients of all heads."""
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def step(self, scale: float) -> None:
         """Updates every head.
@@ -65,8 +51,11 @@ class StackedAdamW:
         """
         if self._adamw is None:
             return
-        for group, lr in zip(self._adamw.param_groups, self._lr, strict=True):
-            group["lr"] = lr * scale
+        for k, group in enumerate(self._adamw.param_groups):
+            group["lr"] = self._lr[k] * scale
+            if not self._shared:
+                for view, parameter in zip(group["params"], self.parameters, strict=True):
+                    view.grad = None if parameter.grad is None else parameter.grad[k]
         self._adamw.step()
 
 

@@ -209,7 +209,7 @@ def fit(
     optimizer = StackedAdamW(
         heads, lr=[rate.lr for rate in rates], weight_decay=[rate.weight_decay for rate in rates]
     )
-    best = _Best(job.metric, optimizer.values)
+    best = _Best(job.metric, optimizer)
     lines: list[list[Epoch]] = [[] for _ in rates]
     for epoch in range(1, schedule.epochs + 1):
         began = time.perf_counter()
@@ -248,7 +248,7 @@ def train_epoch(
     n_steps = steps * schedule.epochs
     warmup_steps = round(schedule.warmup_frac * n_steps)
     sequence = batches.order(data.n_examples, seed=schedule.data_seed, epoch=epoch)
-    total, scale = torch.zeros(len(optimizer.values), device=data.states.device), 0.0
+    total, scale = torch.zeros(optimizer.n_heads, device=data.states.device), 0.0
     stream = batches.batches(data, sequence, batch_size=schedule.batch_size)
     for step, (inputs, labels, _) in enumerate(stream, start=steps * (epoch - 1)):
         optimizer.zero_grad()
@@ -287,20 +287,22 @@ def predictions(heads: Head, data: Labelled) -> dict[str, Any]:
 class _Best:
     """The weights of each head's best epoch so far."""
 
-    def __init__(self, metric: str, values: torch.Tensor) -> None:
-        self.epochs = [0] * len(values)
+    def __init__(self, metric: str, optimizer: StackedAdamW) -> None:
+        self.epochs = [0] * optimizer.n_heads
         self._sign = 1.0 if metrics.higher_is_better(metric) else -1.0
-        self._scores = [-math.inf] * len(values)
-        self._values = values
-        self._kept = values.clone()
+        self._scores = [-math.inf] * optimizer.n_heads
+        self._current = [p.detach() for p in optimizer.parameters]
+        self._kept = [p.clone() for p in self._current]
 
     def update(self, epoch: int, scores: ndarray) -> None:
         """Keeps the weights of every head that is better than ever before."""
         for k, score in enumerate(scores):
             if not self.epochs[k] or self._sign * score > self._scores[k]:
                 self.epochs[k], self._scores[k] = epoch, self._sign * float(score)
-                self._kept[k] = self._values[k]
+                for kept, current in zip(self._kept, self._current, strict=True):
+                    kept[k] = current[k]
 
     def restore(self) -> None:
         """Puts the best weights back into the stack."""
-        self._values.copy_(self._kept)
+        for kept, current in zip(self._kept, self._current, strict=True):
+            current.copy_(kept)

@@ -74,7 +74,9 @@ def made(tmp_path_factory):
     extract = ["extract", folder / "data", "--encoder", folder / "encoder", "--keep", "words"]
     printed = {"extract": succeed(*extract, "--store", store, "--device", "cpu", "--threads", 1)}
     for name, run in runs.items():
-        printed[name] = succeed("train", store, "--target", name, "--epochs", 2, "--out", run, "--threads", 1)
+        printed[name] = succeed(
+            "train", store, "--target", name, "--epochs", 2, "--out", run, "--threads", 1
+        )
     return SimpleNamespace(
         folder=folder,
         data=folder / "data",
@@ -133,9 +135,19 @@ def test_train_prints_its_keys(made):
     for name, decoder, metric in (("intent", "classifier", "accuracy"), ("tags", "tagger", "f1")):
         found = made.printed[name]
         assert {
-            "run", "fusion", "decoder", "target", "metric", "dev", "best_epoch", "epochs", "seconds",
-            "seconds_per_epoch", "parameters", "fusion_parameters",
-        } <= found.keys()  # fmt: skip
+            "run",
+            "fusion",
+            "decoder",
+            "target",
+            "metric",
+            "dev",
+            "best_epoch",
+            "epochs",
+            "seconds",
+            "seconds_per_epoch",
+            "parameters",
+            "fusion_parameters",
+        } <= found.keys()
         assert (found["target"], found["decoder"], found["metric"]) == (name, decoder, metric)
         assert found["fusion_parameters"] == 16
 
@@ -188,7 +200,9 @@ def test_predict_reads_files_and_standard_input(made, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"tokens": ["open"]}\n')
     assert len(call("predict", made.runs["tags"], "--file", tmp_path / "in.txt")[1].splitlines()) == 2
     assert len(call("predict", made.runs["tags"], "--file", tmp_path / "in.jsonl")[1].splitlines()) == 1
-    done = CliRunner().invoke(cli.app, ["predict", str(made.runs["tags"]), "--file", "-"], input="a\nb\nc\n")
+    done = CliRunner().invoke(
+        cli.app, ["predict", str(made.runs["tags"]), "--file", "-"], input="a\nb\nc\n"
+    )
     assert len(done.stdout.splitlines()) == 3
 
 
@@ -226,15 +240,30 @@ def test_hyper_parameters_and_flags_reach_the_head(work):
     config = json.loads((work.folder / "r" / "config.json").read_text())
     assert config["head"]["decoder_options"] == {"pooling": "first", "dropout": 0.1, "hidden": 5}
     assert config["head"]["fusion_options"] == {"layer_norm": True}
-    asked = ["--lr", "0.5", "--weight-decay", "0.25", "--seed", "7", "--data-seed", "8", "--batch-size", "4"]
+    asked = [
+        "--lr",
+        "0.5",
+        "--weight-decay",
+        "0.25",
+        "--seed",
+        "7",
+        "--data-seed",
+        "8",
+        "--batch-size",
+        "4",
+    ]
     asked += ["--warmup-frac", "0.3", "--patience", "2", "--overwrite", "--fusion", "single_layer"]
     asked += ["--set", "layer=2", "--metric", "macro_f1", "--dev-split", "test"]
     assert succeed(*training(work, *asked))["metric"] == "macro_f1"
     config = json.loads((work.folder / "r" / "config.json").read_text())
     assert config["rates"] == {"seed": 7, "lr": 0.5, "weight_decay": 0.25}
     assert config["schedule"] == {
-        "epochs": 1, "batch_size": 4, "warmup_frac": 0.3, "patience": 2, "data_seed": 8,
-    }  # fmt: skip
+        "epochs": 1,
+        "batch_size": 4,
+        "warmup_frac": 0.3,
+        "patience": 2,
+        "data_seed": 8,
+    }
     assert config["head"]["layers"] == [2]
     assert config["source"]["splits"] == {"train": "train", "dev": "test"}
 
@@ -318,15 +347,33 @@ BAD_DATA = {
     "empty file": (lambda d: (d / "dev.jsonl").write_text(""), ["dev.jsonl", "no rows"]),
     "not JSON": (lambda d: _line(d, 2, '{"tokens": '), ["train.jsonl:3", "not JSON"]),
     "not an object": (lambda d: _line(d, 2, "[1]"), ["train.jsonl:3", "object"]),
-    "not UTF-8": (lambda d: (d / "dev.jsonl").write_bytes(b'\n{"tokens": ["\xff"]}\n'), ["dev.jsonl:2", "UTF-8"]),
+    "not UTF-8": (
+        lambda d: (d / "dev.jsonl").write_bytes(b'\n{"tokens": ["\xff"]}\n'),
+        ["dev.jsonl:2", "UTF-8"],
+    ),
     "a column is missing": (lambda d: _row(d, 4, lambda r: r.pop("tags")), ["train.jsonl:5", "'tags'"]),
     "type": (lambda d: _row(d, 4, lambda r: r.update(tokens=3)), ["train.jsonl:5", "'tokens'"]),
-    "null input": (lambda d: _row(d, 4, lambda r: r.update(tokens=None)), ["train.jsonl:5", "'tokens'", "null"]),
-    "null word": (lambda d: _row(d, 4, lambda r: r.update(tokens=["a", None])), ["train.jsonl:5", "a word is null"]),
-    "too few tags": (lambda d: _row(d, 4, lambda r: r["tags"].pop()), ["train.jsonl:5", "'tags'", "3 tags for 4"]),
-    "too many tags": (lambda d: _row(d, 4, lambda r: r["tags"].append("O")), ["train.jsonl:5", "5 tags for 4"]),
-    "not IOB": (lambda d: _row(d, 4, lambda r: r.update(tags=["O", "THING", "O", "O"])), ["train.jsonl:5", "'THING'"]),
-}  # fmt: skip
+    "null input": (
+        lambda d: _row(d, 4, lambda r: r.update(tokens=None)),
+        ["train.jsonl:5", "'tokens'", "null"],
+    ),
+    "null word": (
+        lambda d: _row(d, 4, lambda r: r.update(tokens=["a", None])),
+        ["train.jsonl:5", "a word is null"],
+    ),
+    "too few tags": (
+        lambda d: _row(d, 4, lambda r: r["tags"].pop()),
+        ["train.jsonl:5", "'tags'", "3 tags for 4"],
+    ),
+    "too many tags": (
+        lambda d: _row(d, 4, lambda r: r["tags"].append("O")),
+        ["train.jsonl:5", "5 tags for 4"],
+    ),
+    "not IOB": (
+        lambda d: _row(d, 4, lambda r: r.update(tags=["O", "THING", "O", "O"])),
+        ["train.jsonl:5", "'THING'"],
+    ),
+}
 
 
 def _line(folder, number, text):
@@ -350,7 +397,9 @@ def test_bad_data(work, name):
     assert not (work.folder / "new").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read by anyone")
+@pytest.mark.skipif(
+    not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read by anyone"
+)
 def test_file_that_cannot_be_read(work):
     (work.data / "dev.jsonl").unlink()
     (work.data / "dev.jsonl").symlink_to("/proc/self/mem")
@@ -370,14 +419,16 @@ def unseen(work):
 
 def test_class_of_dev_that_train_lacks(work):
     unseen(work)
-    code, out, err = call(*extracting(work))
+    code, _, err = call(*extracting(work))
     assert code == 0
     noted = next(line for line in err.splitlines() if line.startswith("column 'intent' is no target"))
     assert all(text in noted for text in ("dev.jsonl:6", "class 'fly' is not in train"))
     why = ["'intent'", "dev.jsonl:6", "class 'fly' is not in train"]
     fails(["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], *why)
     new = work.folder / "named"
-    fails([*extracting(work, store=new), "--target", "intent"], "dev.jsonl:6", "class 'fly' is not in train")
+    fails(
+        [*extracting(work, store=new), "--target", "intent"], "dev.jsonl:6", "class 'fly' is not in train"
+    )
     assert not new.exists()
     fails(["label", work.folder / "new", work.data, "--target", "intent"], "dev.jsonl:6", "'fly'")
 
@@ -557,7 +608,9 @@ def test_ctrl_c_says_how_to_go_on(work, monkeypatch):
         code, out, err = call(*extracting(work))
     assert (code, out) == (130, "")
     assert err.splitlines()[-1].startswith("error: stopped: 1 of 3 blocks")
-    fails(["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], "is not complete")
+    fails(
+        ["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], "is not complete"
+    )
     assert succeed(*extracting(work))["blocks_encoded"] == 2
 
 
@@ -608,7 +661,9 @@ def test_help_is_fast_and_light(tmp_path):
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("args", [["--help"], ["train", "--help"], ["train", "--no-such-flag"], ["nothing"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["train", "--help"], ["train", "--no-such-flag"], ["nothing"]]
+)
 def test_help_and_wrong_flags_wait_for_no_import(args, tmp_path):
     code = (
         "import sys\n"
@@ -625,7 +680,9 @@ def test_help_and_wrong_flags_wait_for_no_import(args, tmp_path):
 
 
 def test_program_from_another_folder_prints_one_object(work):
-    done = program("train", "bank", "--target", "tags", "--out", "r", "--threads", 1, "--json", cwd=work.folder)
+    done = program(
+        "train", "bank", "--target", "tags", "--out", "r", "--threads", 1, "--json", cwd=work.folder
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == "r"
     assert done.stdout.count("\n") == 1

@@ -56,7 +56,9 @@ def words_of(row, layers):
 @pytest.mark.parametrize("keep", ["all", "words", "first"])
 def test_head_reads_its_tokens_of_any_bank_that_keeps_them(name, keep):
     if keep not in ENOUGH[HEADS[name][3]]:
-        with pytest.raises(PipelineError, match=f"the bank has --keep {keep}: extract with --keep ") as error:
+        with pytest.raises(
+            PipelineError, match=f"the bank has --keep {keep}: extract with --keep "
+        ) as error:
             open_(name, keep=keep)
         cure = str(error.value).rpartition(" ")[2]
         assert cure in ENOUGH[HEADS[name][3]]
@@ -72,7 +74,9 @@ def test_head_reads_its_tokens_of_any_bank_that_keeps_them(name, keep):
         torch.testing.assert_close(found, expected)
         places = slice(data.decoded_start[i], data.decoded_start[i + 1])
         chosen = np.arange(data.n_tokens)[places] if data.decoded is None else data.decoded[places]
-        expected = words_of(row, spec.layers) if decodes == "words" else states_of(row, decodes, spec.layers)
+        expected = (
+            words_of(row, spec.layers) if decodes == "words" else states_of(row, decodes, spec.layers)
+        )
         torch.testing.assert_close(data.states[:, chosen], expected)
 
 
@@ -103,7 +107,7 @@ def test_labels_of_examples_are_in_dealt_order():
 
 
 def test_some_examples_have_no_word_and_some_words_no_token():
-    _, _, data, rows, *_ = open_("words")
+    _, _, data, *_ = open_("words")
     counts = np.diff(data.decoded_start)
     assert 0 in counts
     assert (counts < data.gold_lengths).any()
@@ -162,7 +166,9 @@ def test_layer_that_is_not_kept():
     bank = tiny.shared(layers=(0, 2))
     part = bank.split("dev")
     target = part.target("label")
-    with pytest.raises(PipelineError, match="reads layer 3, the bank keeps 0, 2: extract with --layers all"):
+    with pytest.raises(
+        PipelineError, match="reads layer 3, the bank keeps 0, 2: extract with --layers all"
+    ):
         plan_head(fusion="last_layer", decoder=None, target=target, kept=(0, 2), last=3, width=8)
     spec, head, *_ = open_("first")
     with pytest.raises(CacheError, match="--layers all"):

@@ -18,17 +18,40 @@ from pipeline.errors import PipelineError
 from pipeline.readers import read_file
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = {"store", "tokens", "bytes", "extraction_seconds", "blocks_encoded", "sample_examples", "heads", "seconds"}
+KEYS = {
+    "store",
+    "tokens",
+    "bytes",
+    "extraction_seconds",
+    "blocks_encoded",
+    "sample_examples",
+    "heads",
+    "seconds",
+}
 HEAD_KEYS = {
-    "run", "target", "fusion", "decoder", "metric", "dev", "test", "parameters", "fusion_parameters", "seconds",
-    "encoder_seconds", "epochs", "best_epoch", "seconds_per_epoch",
-}  # fmt: skip
+    "run",
+    "target",
+    "fusion",
+    "decoder",
+    "metric",
+    "dev",
+    "test",
+    "parameters",
+    "fusion_parameters",
+    "seconds",
+    "encoder_seconds",
+    "epochs",
+    "best_epoch",
+    "seconds_per_epoch",
+}
 
 
 def check(result):
     assert result.keys() >= KEYS
     assert [(head["target"], head["fusion"]) for head in result["heads"]] == [
-        (target, fusion) for target in ("intent", "tags") for fusion in ("last_layer", "linear", "attention")
+        (target, fusion)
+        for target in ("intent", "tags")
+        for fusion in ("last_layer", "linear", "attention")
     ]
     for head in result["heads"]:
         assert head.keys() >= HEAD_KEYS
@@ -83,18 +106,14 @@ def test_table_fits_a_terminal_of_80(capsys, monkeypatch):
 
 def test_quick_and_whole_do_not_mix(small, tmp_path):
     for quick in (True, False):
-        module.demo(
-            str(tmp_path), epochs=1, quick=quick, note=lambda _: None, bar=terminal.extraction_bar
-        )
+        module.demo(str(tmp_path), epochs=1, quick=quick, note=lambda _: None, bar=terminal.extraction_bar)
     assert {"bank", "bank-quick", "data", "data-quick", "runs"} == {p.name for p in tmp_path.iterdir()}
 
 
 def test_folder_that_cannot_be_made(small, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PipelineError, match="--out .*file cannot be written"):
-        module.demo(
-            str(tmp_path / "file"), epochs=1, quick=True, note=print, bar=terminal.extraction_bar
-        )
+    with pytest.raises(PipelineError, match=r"--out .*file cannot be written"):
+        module.demo(str(tmp_path / "file"), epochs=1, quick=True, note=print, bar=terminal.extraction_bar)
 
 
 def test_encoder_that_is_not_installed(tmp_path, monkeypatch):

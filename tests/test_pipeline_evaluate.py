@@ -66,7 +66,7 @@ def test_bank_of_fewer_tokens_layers_or_bits(runs):
         evaluate(runs["tags"], tiny.shared(keep="first"), "dev")
     with pytest.raises(PipelineError, match="extract with --keep all"):
         evaluate(runs["value"], tiny.shared(keep="words"), "dev")
-    with pytest.raises(CacheError, match="layer 1 is not in the bank.*--layers all"):
+    with pytest.raises(CacheError, match=r"layer 1 is not in the bank.*--layers all"):
         evaluate(runs["tags"], tiny.shared(layers=(0, 2)), "dev")
 
 
@@ -86,10 +86,13 @@ def test_bank_of_another_encoder_is_refused(runs, changes, said, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("target", "split", "said"), [
-    ("label", "tset", "did you mean 'test'"),
-    ("tags", "validation", "has no split 'validation'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "split", "said"),
+    [
+        ("label", "tset", "did you mean 'test'"),
+        ("tags", "validation", "has no split 'validation'"),
+    ],
+)
 def test_split_that_is_not_there(runs, target, split, said):
     with pytest.raises(PipelineError, match=said):
         evaluate(runs[target], tiny.shared(), split)
@@ -113,8 +116,12 @@ def test_classes_are_matched_by_name(runs, tmp_path):
     old = tiny.shared().split("dev").target("label")
     names = ("red", "blue")  # the second class, green, does not occur; the two others are swapped
     numbers = {0: 1, 1: -1, 2: 0, -1: -1}
-    values = np.array([numbers[int(v)] for v in tiny.bank(tmp_path / "x", sizes={"dev": 50})
-                       .split("dev").target("label").values])  # fmt: skip
+    values = np.array(
+        [
+            numbers[int(v)]
+            for v in tiny.bank(tmp_path / "x", sizes={"dev": 50}).split("dev").target("label").values
+        ]
+    )
     found = evaluate(runs["label"], renumbered(tmp_path, names, values), "dev")
     assert found["metrics"]["accuracy"] > 90
     assert old.names == tiny.CLASSES
@@ -122,7 +129,7 @@ def test_classes_are_matched_by_name(runs, tmp_path):
 
 def test_class_the_head_does_not_know(runs, tmp_path):
     values = tiny.shared().split("dev").target("label").values
-    with pytest.raises(PipelineError, match="has a class 'violet' that .* was not trained on"):
+    with pytest.raises(PipelineError, match=r"has a class 'violet' that .* was not trained on"):
         evaluate(runs["label"], renumbered(tmp_path, ("blue", "green", "violet"), values), "dev")
 
 
@@ -145,7 +152,7 @@ def test_bank_is_the_one_of_training_unless_another_is_named(runs, tmp_path):
     assert open_bank_of(run).fingerprint == tiny.shared().fingerprint
     moved = shutil.copytree(tiny.shared().path, tmp_path / "moved")
     lost = dataclasses.replace(run, source=dataclasses.replace(run.source, store=str(tmp_path / "gone")))
-    with pytest.raises(PipelineError, match="is no longer at .*gone: give --store"):
+    with pytest.raises(PipelineError, match=r"is no longer at .*gone: give --store"):
         open_bank_of(lost)
     assert evaluate(lost, open_bank_of(lost, str(moved)), "dev")["score"] == run.result["dev"]
     with pytest.raises(CacheError, match="no bank at"):

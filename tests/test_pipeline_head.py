@@ -135,7 +135,9 @@ def test_decoder_sees_the_chosen_tokens_alone():
     head, given = build_head(spec, seed=0), inputs(spec)
     chosen = torch.tensor([1, 3, 4])
     some = Inputs(given.states, given.lengths, chosen, torch.tensor([1, 0, 2]))
-    assert torch.equal(head(some), head.decoder(head.fusion(given.states, given.lengths)[:, chosen], some.decoded_lengths))
+    assert torch.equal(
+        head(some), head.decoder(head.fusion(given.states, given.lengths)[:, chosen], some.decoded_lengths)
+    )
 
 
 @pytest.mark.parametrize(

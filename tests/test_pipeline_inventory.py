@@ -37,7 +37,9 @@ def test_description_has_the_promised_keys(place):
     assert found["complete"] is True
     assert found["encoder"]["name"] == "tiny"
     assert found["layers"] == [0, 1, 2, 3]
-    assert found["bytes"] == sum(p.stat().st_size for p in (place / "banks" / "a").rglob("*") if p.is_file())
+    assert found["bytes"] == sum(
+        p.stat().st_size for p in (place / "banks" / "a").rglob("*") if p.is_file()
+    )
     assert {name: split["examples"] for name, split in found["splits"].items()} == {"train": 20, "dev": 10}
     assert found["targets"]["tags"] == {"kind": "tags", "classes": 4, "splits": ["train", "dev"]}
     assert found["skipped"] == {"id": "ids"}
@@ -46,8 +48,10 @@ def test_description_has_the_promised_keys(place):
 def test_column_labelled_later_is_no_longer_skipped(tmp_path):
     bank = tiny.bank(tmp_path / "b", sizes={"dev": 5}, skipped={"mood": "unseen class", "id": "ids"})
     target = tiny.targets(tiny.examples("dev", 5))[0]
-    write_target(bank.writable_split("dev"), Target(name="mood", kind="class", names=("a", "b", "c"),
-                                                    values=target.values))  # fmt: skip
+    write_target(
+        bank.writable_split("dev"),
+        Target(name="mood", kind="class", names=("a", "b", "c"), values=target.values),
+    )
     found = describe(open_bank(bank.path))
     assert "mood" in found["targets"]
     assert found["skipped"] == {"id": "ids"}
@@ -64,7 +68,9 @@ def test_banks_and_runs_are_found(place):
 
 
 def test_folder_may_be_the_bank_or_the_run(place):
-    assert [b["store"] for b in inventory(str(place / "banks" / "a"))["banks"]] == [str(place / "banks" / "a")]
+    assert [b["store"] for b in inventory(str(place / "banks" / "a"))["banks"]] == [
+        str(place / "banks" / "a")
+    ]
     assert len(inventory(str(place / "runs" / "r"))["runs"]) == 1
     assert inventory(str(place / "empty")) == {"banks": [], "runs": []}
 

@@ -86,9 +86,7 @@ def test_label_may_be_written_again_and_trained_on(place, tmp_path):
         label(found, load_labelled_corpus(found, str(tmp_path / "moods")), "mood")
     assert set(found.split("train").target_names()) == {"tags", "mood"}
     assert found.split("test").target("mood").names == ("MOVE", "SOUND", "SWITCH")
-    result = train_run(
-        found.path, target="mood", out=str(tmp_path / "r"), schedule=Schedule(epochs=1)
-    )
+    result = train_run(found.path, target="mood", out=str(tmp_path / "r"), schedule=Schedule(epochs=1))
     assert result["target"] == "mood"
 
 
@@ -164,8 +162,12 @@ def test_column_that_is_no_target(place, column, said):
 
 
 def test_input_columns_are_the_banks_unless_named(place, tmp_path, monkeypatch):
-    rows = {"dev": [{"words": row["tokens"], "mood": "a" if i % 2 else "b"} for i, row in enumerate(
-        rows_of()["dev"])]}  # fmt: skip
+    rows = {
+        "dev": [
+            {"words": row["tokens"], "mood": "a" if i % 2 else "b"}
+            for i, row in enumerate(rows_of()["dev"])
+        ]
+    }
     (tmp_path / "data").mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in rows["dev"])
     (tmp_path / "data" / "dev.jsonl").write_text(lines)

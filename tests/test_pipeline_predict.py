@@ -157,7 +157,7 @@ def test_encoder_that_moved_is_named(place, tmp_path):
     lost = shutil.copytree(run, tmp_path / "run")
     config["source"]["encoder"]["name"] = str(tmp_path / "gone")
     (lost / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PipelineError, match="--encoder .*gone"):
+    with pytest.raises(PipelineError, match=r"--encoder .*gone"):
         open_predictor([str(lost)], device="cpu")
     found = list(open_predictor([str(lost)], encoder=str(moved), device="cpu").predict([["open", "the"]]))
     assert found == list(open_predictor([run], device="cpu").predict([["open", "the"]]))
@@ -188,7 +188,10 @@ def test_another_encoder_is_refused(place, tmp_path):
 
 def test_runs_that_do_not_go_together(place):
     words = train(place, "intent-attention", "intent")
-    text, pairs = train(place, "text-first", "intent", "text"), train(place, "pairs-first", "intent", "pairs")
+    text, pairs = (
+        train(place, "text-first", "intent", "text"),
+        train(place, "pairs-first", "intent", "pairs"),
+    )
     score = train(place, "text-score", "score", "text")
     for a, b, said in [
         (words, text, "predict with each alone"),
@@ -271,11 +274,26 @@ def test_rows_of_jsonl(loaded, tmp_path):
     ("kind", "name", "content", "said"),
     [
         ("text", "in.jsonl", '{"txt": "a"}\n', "no column 'text', found txt"),
-        ("text", "in.jsonl", '{"text": "a"}\n\n{"text": null}\n', "in.jsonl:3: column 'text': None where a text"),
+        (
+            "text",
+            "in.jsonl",
+            '{"text": "a"}\n\n{"text": null}\n',
+            "in.jsonl:3: column 'text': None where a text",
+        ),
         ("text", "in.jsonl", '{"text": 3}\n', "in.jsonl:1: column 'text': 3 where a text"),
-        ("words", "in.jsonl", '{"tokens": "a b"}\n', "in.jsonl:1: column 'tokens': 'a b' where a list of words"),
+        (
+            "words",
+            "in.jsonl",
+            '{"tokens": "a b"}\n',
+            "in.jsonl:1: column 'tokens': 'a b' where a list of words",
+        ),
         ("words", "in.jsonl", '{"tokens": [1]}\n', r"in.jsonl:1: .* where a list of words"),
-        ("words", "in.jsonl", '{"tokens": ["a"]}\n{"tokens": ["a", null]}\n', "in.jsonl:2: .*list of words"),
+        (
+            "words",
+            "in.jsonl",
+            '{"tokens": ["a"]}\n{"tokens": ["a", null]}\n',
+            "in.jsonl:2: .*list of words",
+        ),
         ("pairs", "in.jsonl", '{"text": "a", "text_pair": null}\n', "in.jsonl:1: column 'text_pair'"),
         ("pairs", "in.jsonl", '{"text": "a"}\n', "no column 'text_pair'"),
         ("text", "in.jsonl", '{"text": "a"}\n{"text"\n', "in.jsonl:2: not JSON"),

@@ -13,7 +13,7 @@ from pipeline import batches, parts
 from pipeline.errors import PipelineError
 from pipeline.results import check_free, finite, load_run
 from pipeline.run import train_run
-from pipeline.train import HeadRates, Schedule, fit, prepare, predictions
+from pipeline.train import HeadRates, Schedule, fit, predictions, prepare
 
 FILES = ["config.json", "head.safetensors", "metrics.jsonl", "result.json"]
 
@@ -55,9 +55,19 @@ def test_folder_holds_four_files(finished):
 def test_result_has_the_promised_keys(finished):
     out, result = finished
     assert {
-        "run", "fusion", "decoder", "target", "metric", "dev", "best_epoch", "epochs", "seconds",
-        "seconds_per_epoch", "parameters", "fusion_parameters",
-    } <= result.keys()  # fmt: skip
+        "run",
+        "fusion",
+        "decoder",
+        "target",
+        "metric",
+        "dev",
+        "best_epoch",
+        "epochs",
+        "seconds",
+        "seconds_per_epoch",
+        "parameters",
+        "fusion_parameters",
+    } <= result.keys()
     assert (result["run"], result["fusion"], result["decoder"]) == (str(out), "attention", "tagger")
     assert (result["target"], result["metric"], result["epochs"]) == ("tags", "f1", 2)
     assert result["dev"] == result["dev_metrics"]["f1"]
@@ -160,7 +170,7 @@ def test_overwrite_replaces_a_run(folder):
 def test_overwrite_replaces_nothing_but_a_run(folder, strangers):
     for name in strangers:
         (folder / name).write_text("{}")
-    with pytest.raises(PipelineError, match="name another one$"):
+    with pytest.raises(PipelineError, match=r"name another one$"):
         run(folder, overwrite=True)
     assert {*FILES, *strangers} == {p.name for p in folder.iterdir()}
 
@@ -168,7 +178,7 @@ def test_overwrite_replaces_nothing_but_a_run(folder, strangers):
 def test_folder_of_an_encoder_is_not_a_run(tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(PipelineError, match="name another one$"):
+    with pytest.raises(PipelineError, match=r"name another one$"):
         check_free(str(tmp_path), overwrite=True)
 
 
@@ -185,7 +195,7 @@ def test_disk_that_refuses_leaves_no_half_run(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.results.safetensors.torch.save_file", full)
-    with pytest.raises(PipelineError, match="cannot be written: .*No space left"):
+    with pytest.raises(PipelineError, match=r"cannot be written: .*No space left"):
         run(tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
 

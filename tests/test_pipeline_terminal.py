@@ -39,7 +39,9 @@ def test_notes_go_to_standard_error_and_the_rest_to_standard_output(capsys):
 
 
 def test_table_shows_every_cell(capsys):
-    terminal.table("title", ("name", "n", "score", "ok"), [("a", 12345, 1.0, True), ("b", 7, 99.456, False)])
+    terminal.table(
+        "title", ("name", "n", "score", "ok"), [("a", 12345, 1.0, True), ("b", 7, 99.456, False)]
+    )
     out, err = capsys.readouterr()
     assert err == ""
     for text in ("title", "name", "score", "12,345", "1.00", "99.46", "yes", "no"):
@@ -142,7 +144,9 @@ def test_scores_and_labels_and_verification(capsys):
     target = {"target": "x", "kind": "class", "classes": 3, "splits": ["train", "dev"]}
     terminal.show_labels({"store": "S", "targets": [target]})
     terminal.show_verification({"ok": True, "blocks": 3, "bad": []})
-    terminal.show_verification({"ok": False, "blocks": 3, "bad": ["split dev, layer 1, block 0 is damaged"]})
+    terminal.show_verification(
+        {"ok": False, "blocks": 3, "bad": ["split dev, layer 1, block 0 is damaged"]}
+    )
     assert capsys.readouterr().out.splitlines() == [
         "R on test: f1 50.00, mse None",
         "S: target 'x' on train, dev (class, 3 classes)",

@@ -315,9 +315,7 @@ def test_loss_that_is_not_finite_is_one_line(tmp_path):
         fit(job(), [HeadRates(lr=1e30)], Schedule(epochs=3))
     assert "\n" not in str(error.value)
     with pytest.raises(PipelineError, match="lower --lr"):
-        train_run(
-            tiny.shared().path, target="value", out=str(tmp_path / "r"), rates=HeadRates(lr=1e25)
-        )
+        train_run(tiny.shared().path, target="value", out=str(tmp_path / "r"), rates=HeadRates(lr=1e25))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -207,7 +207,9 @@ def encoder(folder, *, seed=0):
     whole.normalizer = normalizers.BertNormalizer()
     whole.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     whole.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     special = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]"}
     PreTrainedTokenizerFast(tokenizer_object=whole, model_max_length=32, **special).save_pretrained(folder)

@@ -70,5 +70,9 @@ def show(**figures: Any) -> None:
     """Prints the figures with the machine they are from."""
     import torch
 
-    machine = {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "torch": torch.__version__}
+    machine = {
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
     print(json.dumps({**figures, **machine}))
