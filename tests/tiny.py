@@ -44,12 +44,17 @@ class Example:
 
 
 def example(split, row):
-    """A row as a function of split and number: every 7th has no words, of every 5th two are cut off."""
+    """A row as a function of split and number.
+
+    Every 7th has no words, of every 5th two are cut off, and of every 4th one amid the others has no token.
+    """
     random = np.random.default_rng([len(split), row])
     n_seen = 0 if row % 7 == 3 else int(random.integers(1, 6))
-    n_words = n_seen + (2 if row % 5 == 2 else 0)
+    gap = int(row % 4 == 1 and n_seen > 1)
+    n_words = n_seen + gap + (2 if row % 5 == 2 else 0)
     pieces = random.integers(1, 4, n_seen)
     word_id = np.concatenate([[-1], np.repeat(np.arange(n_seen), pieces), [-1]]).astype(np.int32)
+    word_id[word_id > 0] += gap
     opens = np.diff(word_id, prepend=-2) != 0
     kind = np.where(opens, Kind.WORD, Kind.CONTINUATION)
     kind[word_id < 0] = Kind.SPECIAL
@@ -59,7 +64,7 @@ def example(split, row):
     states[1:, 0, label] += 2.0
     states[1:, 0, 4] += 2.0 * value
     words = np.flatnonzero(kind == Kind.WORD)
-    states[1:, words, tags[:n_seen]] += 2.0
+    states[1:, words, tags[word_id[words]]] += 2.0
     return Example(
         states=states,
         word_id=word_id,
