@@ -1,11 +1,16 @@
 """The command line: flags -> one call -> print. Nothing heavy is imported before a command runs."""
 
 import json
+import os
 import sys
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
+
+# Torch's threads (GNU OpenMP) wait by spinning, so long that a small head trains ten times slower as soon
+# as another process wants a core. Read when torch is loaded; docs/log.md has the figures.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 class Commands(TyperGroup):
@@ -214,6 +219,70 @@ def train(
 
 
 @app.command()
+def sweep(
+    store: Store,
+    target: Annotated[str, typer.Option(help="Targets of the bank, with commas between.")],
+    out: Annotated[str, typer.Option(help="Folder of the sweep; one that was cut off is continued.")],
+    fusion: Annotated[str, typer.Option(help="Late fusions, with commas between.")] = "attention",
+    decoder: Annotated[str | None, typer.Option(help="Decoders; fitting the target by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value,value.")
+    ] = None,
+    lr: Annotated[str, typer.Option(help="Learning rates.")] = "1e-3",
+    weight_decay: Annotated[str, typer.Option(help="Weight decays.")] = "0.01",
+    dropout: Annotated[str | None, typer.Option(help="Dropout rates of the decoder.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Examples a step.")] = "32",
+    seeds: Annotated[int, typer.Option(help="Heads of each combination, with the seeds 0, 1, ...")] = 1,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
+    warmup_frac: Annotated[float, typer.Option(help="Share of steps with a rising learning rate.")] = 0.1,
+    patience: Annotated[
+        int | None, typer.Option(help="End a head after this many epochs without a gain.")
+    ] = None,
+    data_seed: Annotated[int, typer.Option(help="Of the order of the examples.")] = 0,
+    metric: Annotated[str | None, typer.Option(help="Dev score that picks epochs and heads.")] = None,
+    train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
+    dev_split: Annotated[str, typer.Option(help="Split to choose by.")] = "dev",
+    test_split: Annotated[str, typer.Option(help="Split to score at the end.")] = "test",
+    memory: Annotated[str, typer.Option(help="What a stack may take, such as 512MiB or 4GiB.")] = "4GiB",
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
+    from pipeline import plot, terminal
+    from pipeline import sweep as module
+    from pipeline.device import pick_device, set_threads
+    from pipeline.train import Schedule
+
+    set_threads(threads)
+    grid = module.Grid(
+        targets=_list(target, "--target", str),
+        fusions=_list(fusion, "--fusion", str),
+        decoders=_list(decoder, "--decoder", str) if decoder else (None,),
+        options={name: _list(value, f"--set {name}", str) for name, value in _settings(options).items()},
+        lr=_list(lr, "--lr", float),
+        weight_decay=_list(weight_decay, "--weight-decay", float),
+        dropout=_list(dropout, "--dropout", float) if dropout else (None,),
+        batch_size=_list(batch_size, "--batch-size", int),
+        seeds=seeds,
+    )
+    result = module.sweep(
+        store,
+        grid,
+        Schedule(epochs=epochs, warmup_frac=warmup_frac, patience=patience, data_seed=data_seed),
+        out=out,
+        memory_bytes=_bytes(memory),
+        metric=metric,
+        splits={"train": train_split, "dev": dev_split, "test": test_split},
+        device=pick_device(device),
+        note=terminal.note,
+        progress=terminal.stack_note,
+    )
+    result["pictures"] = plot.sweep_pictures(result["rows"], out)
+    _print(result, as_json, terminal.show_sweep)
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
@@ -319,6 +388,28 @@ def _numbers(text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give all, or numbers such as 0,6,12") from error
+
+
+def _list(text: str, flag: str, kind: Any) -> list[Any]:
+    """The values of a flag, with commas between."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise typer.BadParameter(f"{flag}: no value, give one or more with commas between")
+    try:
+        return [kind(part) for part in parts]
+    except ValueError as error:
+        wanted = {int: "an integer", float: "a number"}[kind]
+        raise typer.BadParameter(f"{flag} {text}: {error}, {wanted} was expected") from error
+
+
+def _bytes(text: str) -> int:
+    """A size such as 512MiB or 4GiB."""
+    units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
+    for unit, factor in units.items():
+        number = text.removesuffix(unit)
+        if number != text and number.replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise typer.BadParameter(f"--memory {text}: give a size such as 512MiB or 4GiB")
 
 
 def _settings(options: list[str] | None, **flags: Any) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pipeline.train import HeadRates, Job, Schedule, Trained
 from pipeline.versions import versions
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
+SWEEP = "sweep.json"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT})
 
 
@@ -218,3 +219,38 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 _NO_VALUES = np.empty(0, dtype=np.int32)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under another name first, then renames it: it is there whole or not at all.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be written: {error}") from error
+
+
+def check_free_sweep(out: str, asked: Mapping[str, Any]) -> None:
+    """Makes a sweep's folder, or checks that the one there is of the same sweep.
+
+    Raises:
+        PipelineError: the folder holds something else.
+    """
+    config = Path(out) / SWEEP
+    if config.is_file():
+        found = json.loads(config.read_text(encoding="utf-8"))
+        differing = sorted(name for name in asked if found.get(name) != asked[name])
+        if differing:
+            raise PipelineError(
+                f"--out {out}: holds a sweep with another {differing[0]}, name another folder or ask for "
+                "the same"
+            )
+        return
+    check_free(out, overwrite=False)
+    write_whole(config, json.dumps(dict(asked), indent=2) + "\n")

@@ -68,6 +68,7 @@ def train_run(
         device=device,
     )
     trained = fit(job, [rates], schedule, progress)[0]
+    trained.check()
     return save_run(
         out,
         trained,

@@ -1,8 +1,10 @@
 """What a person sees: tables, progress, sizes. All on standard error or as finished text."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import mean, stdev
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -236,3 +238,50 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         table("", names, runs)
     if not banks and not runs:
         say("no bank and no run here")
+
+
+def stack_note(epoch: int, lines: Sequence[Any]) -> None:
+    """One line an epoch of a stack, on standard error."""
+    metric = next(iter(lines[0].dev))
+    scores = [line.dev[metric] for line in lines]
+    note(
+        f"epoch {epoch}: {len(lines)} heads, dev {metric} {min(scores):.2f} to {max(scores):.2f}, "
+        f"{lines[0].seconds:.2f} s"
+    )
+
+
+def show_sweep(result: Mapping[str, Any]) -> None:
+    """The settings of a sweep, best first, with mean and spread over seeds."""
+    names = ("target", "fusion", "decoder", "options", "batch_size", "lr", "weight_decay", "dropout")
+    settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        settings.setdefault(tuple(row[name] for name in names), []).append(row)
+    lines = [_setting(group) for group in settings.values()]
+    lines.sort(key=lambda line: (line[0], -(line[5] if isinstance(line[5], float) else -1.0)))
+    columns = ("target", "fusion", "setting", "heads", "metric", "dev", "± sd", "test", "parameters")
+    table("", columns, lines)
+    failed = [row for row in result["rows"] if row["status"] != "ok"]
+    for row in failed:
+        note(f"{row['target']}, {row['fusion']}, lr {row['lr']}, seed {row['seed']}: {row['status']}")
+    say(f"{result['heads']} heads in {result['seconds']:.1f} s: {result['results']}")
+
+
+def _setting(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """One setting's line: its heads differ by their seeds."""
+    first, scores = rows[0], [row["dev"] for row in rows if row["dev"] is not None]
+    tests = [row["test"] for row in rows if row["test"] is not None]
+    options = json.loads(first["options"])
+    for name, usual in (("lr", None), ("weight_decay", 0.01), ("dropout", None), ("batch_size", 32)):
+        if first[name] != usual:
+            options[name] = first[name]
+    return (
+        first["target"],
+        first["fusion"],
+        " ".join(f"{name}={value}" for name, value in options.items()),
+        len(rows),
+        first["metric"],
+        mean(scores) if scores else "failed",
+        stdev(scores) if len(scores) > 1 else 0.0,
+        mean(tests) if tests else "",
+        first["parameters"],
+    )

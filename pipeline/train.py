@@ -7,12 +7,11 @@ touches the encoder.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy import ndarray
 
 from cache import Bank, Split, Target
 from pipeline import batches, metrics
@@ -37,6 +36,7 @@ class HeadRates:
     seed: int = 0  # of the starting weights and of dropout
     lr: float = 1e-3  # AdamW's learning rate at its highest
     weight_decay: float = 0.01
+    dropout: float | None = None  # of the decoder; None leaves what the parts' options say
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -93,11 +93,21 @@ class Trained:
     best_epoch: int
     metric: str
     epochs: list[Epoch]
+    failed_step: int | None = None  # step, from 1, at which the loss was first NaN or infinite
 
     @property
     def dev(self) -> float:
-        """The dev score of the best epoch."""
-        return self.epochs[self.best_epoch - 1].dev[self.metric]
+        """The dev score of the best epoch; NaN for a head that failed before it had one."""
+        return self.epochs[self.best_epoch - 1].dev[self.metric] if self.best_epoch else math.nan
+
+    def check(self) -> None:
+        """Refuses a head that failed.
+
+        Raises:
+            PipelineError: its loss became NaN or infinite.
+        """
+        if self.failed_step is not None:
+            raise PipelineError(f"the loss became NaN or infinite at step {self.failed_step}: lower --lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +159,9 @@ def prepare(
     train_split: str = "train",
     dev_split: str = "dev",
     device: torch.device | None = None,
+    load: Callable[..., Labelled] = batches.load,
 ) -> Job:
-    """Checks every choice against the bank, then reads what the head needs.
+    """Checks every choice against the bank, then reads what the head needs, by `load`.
 
     Raises:
         PipelineError: something does not fit; said before the first step.
@@ -179,8 +190,8 @@ def prepare(
         target=labels,
         spec=spec,
         metric=chosen,
-        train=batches.load(split, shape, spec.layers, labels, where),
-        dev=batches.load(dev, shape, spec.layers, dev_labels, where),
+        train=load(split, shape, spec.layers, labels, where),
+        dev=load(dev, shape, spec.layers, dev_labels, where),
     )
 
 
@@ -193,55 +204,64 @@ def fit(
     """Trains a stack of heads, one for each entry of `rates`, over one stream of batches.
 
     AdamW, linear warm-up and decay; each head keeps the weights of its epoch with the best dev score
-    (the first of several that are equal). On a CPU the result is a function of the arguments, bit for
+    (the first of several that are equal). A head never depends on the others: one that fails, or whose
+    patience ends, leaves them as they are. On a CPU the result is a function of the arguments, bit for
     bit.
 
     Args:
         job: what to learn from.
-        rates: seed, learning rate and weight decay of each head.
+        rates: seed, learning rate, weight decay and dropout of each head.
         schedule: epochs and batches.
-        progress: called after every epoch with its number and each head's line.
-
-    Raises:
-        PipelineError: a loss is not finite.
+        progress: called after every epoch with its number and each head's last line.
     """
-    heads = stack([build_head(job.spec, seed=rate.seed) for rate in rates]).to(job.train.states.device)
+    heads = stack([_build(job.spec, rate) for rate in rates]).to(job.train.states.device)
     optimizer = StackedAdamW(
         heads, lr=[rate.lr for rate in rates], weight_decay=[rate.weight_decay for rate in rates]
     )
-    best = _Best(job.metric, optimizer)
-    lines: list[list[Epoch]] = [[] for _ in rates]
+    record = _Record(job.metric, optimizer, schedule.patience)
     for epoch in range(1, schedule.epochs + 1):
         began = time.perf_counter()
-        losses, scale = train_epoch(heads, optimizer, job, schedule, epoch)
+        passed = train_epoch(heads, optimizer, job, schedule, epoch)
         seconds = time.perf_counter() - began
         scores = metrics.report(**predictions(heads, job.dev), names=job.target.names)
         for k, rate in enumerate(rates):
             dev = {name: float(values[k]) for name, values in scores.items()}
-            line = Epoch(epoch=epoch, loss=losses[k], dev=dev, seconds=seconds, lr=rate.lr * scale)
-            lines[k].append(line)
-        best.update(epoch, scores[job.metric])
-        progress(epoch, [line[-1] for line in lines])
-        if schedule.patience is not None and epoch - max(best.epochs) >= schedule.patience:
+            lr = rate.lr * passed.scale
+            line = Epoch(epoch=epoch, loss=passed.losses[k], dev=dev, seconds=seconds, lr=lr)
+            record.add(k, line, passed.failed_steps[k])
+        progress(epoch, [lines[-1] for lines in record.lines])
+        if all(record.ended):
             break
-    best.restore()
+    record.restore()
     return [
-        Trained(head=unstack(heads, k), best_epoch=best.epochs[k], metric=job.metric, epochs=lines[k])
+        Trained(
+            head=unstack(heads, k),
+            best_epoch=record.best_epochs[k],
+            metric=job.metric,
+            epochs=record.lines[k],
+            failed_step=record.failed_steps[k],
+        )
         for k in range(len(rates))
     ]
 
 
-def train_epoch(
-    heads: Head, optimizer: StackedAdamW, job: Job, schedule: Schedule, epoch: int
-) -> tuple[list[float], float]:
-    """One pass over the training examples.
+def _build(spec: HeadSpec, rate: HeadRates) -> Head:
+    if rate.dropout is not None:
+        spec = replace(spec, decoder_options={**spec.decoder_options, "dropout": rate.dropout})
+    return build_head(spec, seed=rate.seed)
 
-    Returns:
-        The mean loss of each head, and the last factor on the learning rates.
 
-    Raises:
-        PipelineError: a loss is not finite.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One pass over the training examples; lists have an entry a head."""
+
+    losses: list[float]  # mean of the batches
+    failed_steps: list[int]  # first step, from 1, with a loss that is not finite; 0 where there is none
+    scale: float  # last factor on the learning rates
+
+
+def train_epoch(heads: Head, optimizer: StackedAdamW, job: Job, schedule: Schedule, epoch: int) -> Pass:
+    """One pass over the training examples, every head stepping on the same batches."""
     heads.train()
     data = job.train
     steps = math.ceil(data.n_examples / schedule.batch_size)
@@ -249,6 +269,7 @@ def train_epoch(
     warmup_steps = round(schedule.warmup_frac * n_steps)
     sequence = batches.order(data.n_examples, seed=schedule.data_seed, epoch=epoch)
     total, scale = torch.zeros(optimizer.n_heads, device=data.states.device), 0.0
+    failed = torch.zeros(optimizer.n_heads, dtype=torch.long, device=data.states.device)
     stream = batches.batches(data, sequence, batch_size=schedule.batch_size)
     for step, (inputs, labels, _) in enumerate(stream, start=steps * (epoch - 1)):
         optimizer.zero_grad()
@@ -257,10 +278,11 @@ def train_epoch(
             loss.sum().backward()  # type: ignore[no-untyped-call]
         scale = linear_schedule(step, n_steps=n_steps, warmup_steps=warmup_steps)
         optimizer.step(scale)
-        total += loss.detach()
-    if not bool(total.isfinite().all()):
-        raise PipelineError(f"the loss became NaN or infinite in epoch {epoch}: lower --lr")
-    return (total / steps).tolist(), scale
+        loss = loss.detach()
+        total += loss
+        # On the device, without a look at it: a look would wait for the step.
+        failed = torch.where((failed == 0) & ~loss.isfinite(), step + 1, failed)
+    return Pass(losses=(total / steps).tolist(), failed_steps=failed.tolist(), scale=scale)
 
 
 @torch.inference_mode()
@@ -284,23 +306,36 @@ def predictions(heads: Head, data: Labelled) -> dict[str, Any]:
     return {"predictions": out, "gold": data.gold, "lengths": data.gold_lengths}
 
 
-class _Best:
-    """The weights of each head's best epoch so far."""
+class _Record:
+    """Each head's lines, and the weights of its best epoch so far."""
 
-    def __init__(self, metric: str, optimizer: StackedAdamW) -> None:
-        self.epochs = [0] * optimizer.n_heads
+    def __init__(self, metric: str, optimizer: StackedAdamW, patience: int | None) -> None:
+        n_heads = optimizer.n_heads
+        self.lines: list[list[Epoch]] = [[] for _ in range(n_heads)]
+        self.best_epochs = [0] * n_heads
+        self.failed_steps: list[int | None] = [None] * n_heads
+        self.ended = [False] * n_heads
+        self._metric, self._patience = metric, patience
         self._sign = 1.0 if metrics.higher_is_better(metric) else -1.0
-        self._scores = [-math.inf] * optimizer.n_heads
+        self._scores = [-math.inf] * n_heads
         self._current = [p.detach() for p in optimizer.parameters]
         self._kept = [p.clone() for p in self._current]
 
-    def update(self, epoch: int, scores: ndarray) -> None:
-        """Keeps the weights of every head that is better than ever before."""
-        for k, score in enumerate(scores):
-            if not self.epochs[k] or self._sign * score > self._scores[k]:
-                self.epochs[k], self._scores[k] = epoch, self._sign * float(score)
-                for kept, current in zip(self._kept, self._current, strict=True):
-                    kept[k] = current[k]
+    def add(self, head: int, line: Epoch, failed_step: int) -> None:
+        """Takes note of an epoch of one head, unless the head has ended already."""
+        if self.ended[head]:
+            return
+        self.lines[head].append(line)
+        if failed_step:
+            self.failed_steps[head], self.ended[head] = failed_step, True
+            return
+        score = self._sign * line.dev[self._metric]
+        if not self.best_epochs[head] or score > self._scores[head]:
+            self.best_epochs[head], self._scores[head] = line.epoch, score
+            for kept, current in zip(self._kept, self._current, strict=True):
+                kept[head] = current[head]
+        waited = line.epoch - self.best_epochs[head]
+        self.ended[head] = self._patience is not None and waited >= self._patience
 
     def restore(self) -> None:
         """Puts the best weights back into the stack."""

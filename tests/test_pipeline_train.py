@@ -311,12 +311,38 @@ def test_target_of_one_split_only(tmp_path):
 
 
 def test_loss_that_is_not_finite_is_one_line(tmp_path):
-    with pytest.raises(PipelineError, match="NaN or infinite in epoch 1: lower --lr") as error:
-        fit(job(), [HeadRates(lr=1e30)], Schedule(epochs=3))
-    assert "\n" not in str(error.value)
-    with pytest.raises(PipelineError, match="lower --lr"):
+    with pytest.raises(PipelineError, match=r"NaN or infinite at step \d+: lower --lr") as error:
         train_run(tiny.shared().path, target="value", out=str(tmp_path / "r"), rates=HeadRates(lr=1e25))
+    assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_head_leaves_its_neighbours_alone():
+    rates = [HeadRates(seed=1, lr=1e-2), HeadRates(seed=2, lr=1e30), HeadRates(seed=3, lr=1e-2)]
+    first, failed, last = fit(job(), rates, Schedule(epochs=3))
+    assert failed.failed_step is not None
+    assert failed.failed_step > 1
+    assert len(failed.epochs) == 1
+    for trained, rate in ((first, rates[0]), (last, rates[2])):
+        alone = fit(job(), [rate], Schedule(epochs=3))[0]
+        assert trained.failed_step is None
+        assert trained.best_epoch == alone.best_epoch
+        torch.testing.assert_close(values(trained.head), values(alone.head), rtol=1e-4, atol=1e-6)
+
+
+def test_patience_ends_each_head_for_itself():
+    rates = [HeadRates(seed=k, lr=lr) for k, lr in enumerate((1e-2, 1e-7, 1e-3))]
+    schedule = Schedule(epochs=12, patience=2)
+    for trained, rate in zip(fit(job(), rates, schedule), rates, strict=True):
+        alone = fit(job(), [rate], schedule)[0]
+        assert (len(trained.epochs), trained.best_epoch) == (len(alone.epochs), alone.best_epoch)
+
+
+def test_dropout_of_a_head_is_its_own():
+    a, b = fit(job(), [HeadRates(dropout=0.0), HeadRates(dropout=0.5)], Schedule(epochs=2))
+    plain = fit(job(), [HeadRates()], Schedule(epochs=2))[0]
+    torch.testing.assert_close(values(a.head), values(plain.head), rtol=1e-4, atol=1e-6)
+    assert not same(values(b.head), values(plain.head))
 
 
 def test_damaged_and_unfinished_banks_are_refused(tmp_path):

@@ -41,7 +41,7 @@ def layerbank(*arguments: str | Path) -> dict[str, Any]:
 
 def run(command: Sequence[str]) -> dict[str, Any]:
     """Runs a program; returns the JSON object it prints last."""
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 

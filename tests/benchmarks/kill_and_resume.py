@@ -1,4 +1,4 @@
-"""Kills one extraction with SIGKILL at random moments, ends it, compares every array with an undisturbed one.
+"""Kills one extraction with SIGKILL at random moments, ends it, compares its arrays with a calm one's.
 
 Also checks that no block that was whole at a kill was written again.
 """
