@@ -24,7 +24,7 @@ def sweep_pictures(rows: Rows, out: str) -> list[str]:
     for target in dict.fromkeys(row["target"] for row in rows):
         whole = [row for row in rows if row["target"] == target and row["status"] == "ok"]
         probes = [row for row in whole if row["fusion"] == "single_layer"]
-        if whole:
+        if len(whole) > len(probes):
             files += _save(_score_by_parameters(whole, target), Path(out) / f"{target}-parameters")
         if probes:
             files += _save(_score_by_layer(probes, target), Path(out) / f"{target}-layers")
@@ -51,7 +51,9 @@ def _score_by_parameters(rows: Rows, target: str) -> Any:
         axes.errorbar(
             best[0]["parameters"], mean(scores), yerr=pstdev(scores), fmt="o", capsize=3, label=fusion
         )
+    sizes = [row["parameters"] for row in rows]
     axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 4, max(sizes) * 4)  # wide enough for a tick that is a power of ten
     axes.set_xlabel("trainable parameters, decoder included")
     axes.legend(frameon=False, fontsize="small")
     return figure

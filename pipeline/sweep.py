@@ -192,7 +192,8 @@ def sweep(
     runner = _Runner(bank, schedule, folder, metric, splits, device or torch.device("cpu"), note, progress)
     note(f"{len(shapes) * len(rates)} heads in {len(shapes)} stacks")
     rows = [row for shape in shapes for row in runner.stack(shape, rates, memory_bytes)]
-    table = pa.Table.from_pylist([finite(row) for row in rows])
+    rows = [finite(row) for row in rows]
+    table = pa.Table.from_pylist(rows)
     pyarrow.parquet.write_table(table, folder / RESULTS)
     return {
         "run": out,
@@ -200,7 +201,7 @@ def sweep(
         "results": str(folder / RESULTS),
         "seconds": time.perf_counter() - began,
         "best": best_rows(rows),
-        "rows": [finite(row) for row in rows],
+        "rows": rows,
     }
 
 

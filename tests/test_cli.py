@@ -18,7 +18,10 @@ import cli
 from cache.store import writing
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "extract", "label", "train", "evaluate", "predict", "inspect", "verify", "list"]
+COMMANDS = [
+    *("demo", "extract", "label", "train", "sweep", "evaluate"),
+    *("predict", "inspect", "verify", "list"),
+]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
 
@@ -256,7 +259,7 @@ def test_hyper_parameters_and_flags_reach_the_head(work):
     asked += ["--set", "layer=2", "--metric", "macro_f1", "--dev-split", "test"]
     assert succeed(*training(work, *asked))["metric"] == "macro_f1"
     config = json.loads((work.folder / "r" / "config.json").read_text())
-    assert config["rates"] == {"seed": 7, "lr": 0.5, "weight_decay": 0.25}
+    assert config["rates"] == {"seed": 7, "lr": 0.5, "weight_decay": 0.25, "dropout": None}
     assert config["schedule"] == {
         "epochs": 1,
         "batch_size": 4,
@@ -306,6 +309,11 @@ def test_commands_are_those():
         ["extract", "D", "--store", "S", "--encoder", "E", "--dtype", "float8"],
         ["extract", "D", "--store", "S", "--encoder", "E", "--keep", "some"],
         ["label", "S", "D"],
+        ["sweep", "S", "--target", "t"],
+        ["sweep", "S", "--target", "t", "--out", "r", "--lr", "1e-3,fast"],
+        ["sweep", "S", "--target", "t", "--out", "r", "--lr", ","],
+        ["sweep", "S", "--target", "t", "--out", "r", "--batch-size", "1.5"],
+        ["sweep", "S", "--target", "t", "--out", "r", "--memory", "much"],
         ["evaluate"],
         ["demo", "--epochs", "0"],
     ],
@@ -467,10 +475,41 @@ def test_wrong_choice_for_a_head(work, more, said):
     assert not (work.folder / "r").exists()
 
 
+def test_sweep_prints_its_keys_and_leaves_tables_and_pictures(work):
+    out = work.folder / "sweep"
+    asked = [
+        "sweep",
+        work.store,
+        "--target",
+        "intent,tags",
+        "--fusion",
+        "linear,single_layer",
+        "--epochs",
+        1,
+    ]
+    found = succeed(*asked, "--seeds", 2, "--lr", "1e-2,1e-3", "--out", out)
+    assert {"run", "heads", "results", "seconds", "best"} <= set(found)
+    assert found["heads"] == len(found["rows"])
+    assert {row["target"] for row in found["rows"]} == {"intent", "tags"}
+    assert all(Path(path).stat().st_size for path in [found["results"], *found["pictures"]])
+    assert {Path(path).name for path in found["pictures"]} >= {"tags-layers.svg", "intent-parameters.png"}
+    code, text, err = call(*asked, "--seeds", 2, "--lr", "1e-2,1e-3", "--out", out)
+    assert code == 0
+    assert "epoch" not in err
+    assert f"{found['heads']} heads in" in text
+
+
+def test_sweep_of_what_is_not_there(work):
+    asked = ["sweep", work.store, "--out", work.folder / "sweep"]
+    fails([*asked, "--target", "intnt"], "did you mean 'intent'")
+    fails([*asked, "--target", "intent", "--fusion", "atention"], "did you mean 'attention'")
+    fails([*asked, "--target", "intent", "--set", "colour=red"], "--set colour")
+
+
 def test_loss_that_is_not_finite(work):
     code, out, err = call(*training(work, "--lr", "1e30", "--epochs", "3"))
     assert (code, out) == (1, "")
-    assert err.splitlines()[-1] == "error: the loss became NaN or infinite in epoch 2: lower --lr"
+    assert err.splitlines()[-1] == "error: the loss became NaN or infinite at step 2: lower --lr"
     assert not (work.folder / "r").exists()
 
 
