@@ -83,7 +83,7 @@ def test_config_says_what_was_asked_and_on_what(finished):
     assert config["source"]["splits"] == {"train": "train", "dev": "dev"}
     assert config["target"] == {"name": "tags", "kind": "tags", "names": list(tiny.TAGS)}
     assert config["head"]["decoder_options"] == {"crf": True}
-    assert config["rates"] == {"seed": 0, "lr": 1e-2, "weight_decay": 0.01}
+    assert config["rates"] == {"seed": 0, "lr": 1e-2, "weight_decay": 0.01, "dropout": None}
     assert config["schedule"]["epochs"] == 2
     assert {"torch", "numpy"} <= config["versions"].keys()
 
