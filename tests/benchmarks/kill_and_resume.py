@@ -39,9 +39,11 @@ random.seed(arguments.seed)
 kills, rewritten, seen = 0, 0, {}
 command = [sys.executable, str(ROOT / "cli.py"), "extract", str(arguments.data / arguments.dataset)]
 for _ in range(arguments.kills):
-    process = subprocess.Popen([*command, "--store", str(killed), *flags], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--store", str(killed), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        process.wait(random.uniform(0.1, 0.6) * duration)
+        process.wait(random.uniform(0.02, 0.25) * duration)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
