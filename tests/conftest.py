@@ -1,9 +1,13 @@
 """Shape and type checks of every annotated function are on in the tests."""
 
+import os
 import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
+
+# Tests are small: one thread, here and in the processes they start, is fastest and never waits for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 install_import_hook(["pipeline", "cache"], "beartype.beartype")
 
