@@ -20,6 +20,9 @@ class Commands(TyperGroup):
         """Runs a command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            print("stopped: run the same command again", file=sys.stderr)
+            raise typer.Exit(130) from error
         except Exception as error:
             # By name, not by class: a wrong flag is not to wait for the imports.
             kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}

@@ -37,7 +37,7 @@ def is_planned(path: Path) -> bool:
     Raises:
         CacheError: the folder holds something that is no bank.
     """
-    if not path.exists() or all(child.suffix == store.PARTIAL for child in path.iterdir()):
+    if not path.exists() or all(_is_leftover(child) for child in path.iterdir()):
         return False
     if not (path / "zarr.json").exists():
         raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
@@ -51,6 +51,11 @@ def is_planned(path: Path) -> bool:
     if "fingerprint" not in attrs:
         raise CacheError(f"--store {path}: a damaged bank or none: name another folder")
     return True
+
+
+def _is_leftover(child: Path) -> bool:
+    """Whether a file is Zarr's unfinished root metadata, and not somebody's own."""
+    return child.name.startswith("zarr.") and child.suffix == store.PARTIAL
 
 
 def _clear(path: Path) -> None:

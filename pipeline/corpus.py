@@ -164,11 +164,11 @@ def _find(data: str, keep_text: set[str], revision: str | None) -> tuple[Task | 
             return task, _read_folder(Path(named["folder"]).expanduser(), keep_text | _text_columns(task))
         config = task.hub_config(named["name"], named["config"])
         return task, _read_hub(task.hub, config, revision or task.revision)
+    if Path(data).expanduser().is_file():
+        raise PipelineError(f"{data} is a file: give the folder that holds it")
     hub = _HUB_ID.fullmatch(data)
     if hub:
         return None, _read_hub(hub["id"], hub["config"], revision)
-    if Path(data).expanduser().is_file():
-        raise PipelineError(f"{data} is a file: give the folder that holds it")
     if named and named["folder"] is None:
         raise PipelineError(f"no folder and no task {data!r}: {nearest(named['name'], task_names())}")
     raise PipelineError(

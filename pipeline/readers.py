@@ -312,12 +312,16 @@ def _typed(rows: Rows, name: str) -> pa.ChunkedArray:
         return cells
     if pc.all(pc.starts_with(filled, "[")).as_py():
         return _parse_lists(rows, name, filled)
-    for kind in (pa.int64(), pa.float64()):
-        try:
-            return filled.cast(kind)
-        except pa.ArrowInvalid:
-            continue
-    return cells
+    try:
+        numbers = filled.cast(pa.int64())
+        # A code such as 01 is no number: read as one it would be the same as 1.
+        return numbers if numbers.cast(pa.string()).equals(filled) else filled
+    except pa.ArrowInvalid:
+        pass
+    try:
+        return filled.cast(pa.float64())
+    except pa.ArrowInvalid:
+        return filled
 
 
 def _parse_lists(rows: Rows, name: str, cells: pa.ChunkedArray) -> pa.ChunkedArray:

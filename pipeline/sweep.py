@@ -20,10 +20,21 @@ from cache import Bank, Split, Target, open_bank
 from pipeline import batches, metrics, parts
 from pipeline.batches import Labelled
 from pipeline.errors import PipelineError
-from pipeline.head import DECODER_FOR, Head, build_head
+from pipeline.head import DECODER_FOR, Head, build_head, plan_head
 from pipeline.results import check_free_sweep, finite, save_run, write_whole
 from pipeline.stack import stack
-from pipeline.train import Epoch, HeadRates, Job, Schedule, Trained, fit, open_target, predictions, prepare
+from pipeline.train import (
+    Epoch,
+    HeadRates,
+    Job,
+    Schedule,
+    Trained,
+    build_one,
+    fit,
+    open_target,
+    predictions,
+    prepare,
+)
 
 RESULTS = "results.parquet"
 Note = Callable[[str], None]
@@ -188,12 +199,15 @@ def sweep(
         "metric": metric,
         "splits": dict(splits),
     }
-    check_free_sweep(out, json.loads(json.dumps(asked)))
     runner = _Runner(bank, schedule, folder, metric, splits, device or torch.device("cpu"), note, progress)
+    for shape in shapes:
+        runner.check(shape, rates)
+    check_free_sweep(out, json.loads(json.dumps(asked)))
     note(f"{len(shapes) * len(rates)} heads in {len(shapes)} stacks")
     rows = [row for shape in shapes for row in runner.stack(shape, rates, memory_bytes)]
     rows = [finite(row) for row in rows]
-    table = pa.Table.from_pylist(rows)
+    columns = dict.fromkeys(name for row in rows for name in row)  # targets of other kinds have others
+    table = pa.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
     pyarrow.parquet.write_table(table, folder / RESULTS)
     return {
         "run": out,
@@ -218,6 +232,29 @@ class _Runner:
     note: Note
     progress: Callable[[int, Sequence[Epoch]], None]
     resident: Resident = field(default_factory=Resident)
+
+    def check(self, shape: Shape, rates: Sequence[HeadRates]) -> None:
+        """Refuses a shape that does not fit the bank or the target, before anything is trained.
+
+        Raises:
+            PipelineError: what does not fit.
+        """
+        split, target = open_target(self.bank, shape.target, self.splits["train"])
+        open_target(self.bank, shape.target, self.splits["dev"])
+        recipe = self.bank.recipe
+        spec = plan_head(
+            fusion=shape.fusion,
+            decoder=shape.decoder,
+            target=target,
+            kept=recipe.layers,
+            last=recipe.encoder.n_layers - 1,
+            width=recipe.encoder.width,
+            options=dict(shape.options),
+        )
+        metrics.resolve(self.metric or target.metric, target.kind, target.names)
+        for dropout in dict.fromkeys(rate.dropout for rate in rates):
+            head = build_one(spec, HeadRates(dropout=dropout))
+            batches.select(split, head)
 
     def stack(self, shape: Shape, rates: Sequence[HeadRates], memory_bytes: int) -> list[dict[str, Any]]:
         """The rows of a shape's heads, from disk where they are finished."""
@@ -268,13 +305,16 @@ class _Runner:
         heads = stack([one.head for one in trained])
         data = self.resident.load(split, heads, job.spec.layers, target, self.device)
         scores = metrics.report(**predictions(heads, data), names=target.names)
-        return [{name: float(values[k]) for name, values in scores.items()} for k in range(len(trained))]
+        return [
+            {} if one.failed_step else {name: float(values[k]) for name, values in scores.items()}
+            for k, one in enumerate(trained)
+        ]
 
     def _keep_best(
         self, shape: Shape, job: Job, rates: Sequence[HeadRates], trained: Sequence[Trained]
     ) -> None:
         sign = 1.0 if metrics.higher_is_better(job.metric) else -1.0
-        whole = [k for k, one in enumerate(trained) if one.best_epoch]
+        whole = [k for k, one in enumerate(trained) if one.failed_step is None]
         if not whole:
             return
         best = max(whole, key=lambda k: sign * trained[k].dev)

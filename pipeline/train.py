@@ -214,7 +214,7 @@ def fit(
         schedule: epochs and batches.
         progress: called after every epoch with its number and each head's last line.
     """
-    heads = stack([_build(job.spec, rate) for rate in rates]).to(job.train.states.device)
+    heads = stack([build_one(job.spec, rate) for rate in rates]).to(job.train.states.device)
     optimizer = StackedAdamW(
         heads, lr=[rate.lr for rate in rates], weight_decay=[rate.weight_decay for rate in rates]
     )
@@ -245,7 +245,8 @@ def fit(
     ]
 
 
-def _build(spec: HeadSpec, rate: HeadRates) -> Head:
+def build_one(spec: HeadSpec, rate: HeadRates) -> Head:
+    """Builds one head of a stack, with the seed and the dropout of its rates."""
     if rate.dropout is not None:
         spec = replace(spec, decoder_options={**spec.decoder_options, "dropout": rate.dropout})
     return build_head(spec, seed=rate.seed)

@@ -113,7 +113,7 @@ def test_csv_columns_get_types_only_if_every_cell_has_it(tmp_path):
         "text": ["1", "two\nlines, a comma", "3"],
         "n": [1, None, -7],
         "x": [0.5, 2.0, 1000.0],
-        "mixed": ["1", "b", ""],
+        "mixed": ["1", "b", None],
         "tags": [["O", "B-a"], None, []],
         "bracket": ["[x] y", "[z]", "[]"],
     }

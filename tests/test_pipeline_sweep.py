@@ -152,3 +152,17 @@ def test_resident_gives_the_layers_that_were_asked_for():
     kept = list(bank.recipe.layers)
     wanted = [kept.index(layer) for layer in plain.spec.layers]
     assert (plain.train.states == job.train.states[wanted]).all()
+
+
+def test_table_has_the_scores_of_every_kind_of_target(tmp_path):
+    result = run(tmp_path / "s", Grid(targets=["label", "tags", "value"], fusions=["linear"]))
+    names = set(pyarrow.parquet.read_table(result["results"]).column_names)
+    assert {"dev_accuracy", "dev_f1", "dev_spearman", "test_f1"} <= names
+
+
+def test_nothing_is_trained_or_claimed_before_all_shapes_fit(tmp_path):
+    out = tmp_path / "s"
+    with pytest.raises(PipelineError, match="dropout"):
+        run(out, Grid(targets=["label"], fusions=["linear"], dropout=[0.0, 2.0]))
+    assert not out.exists()
+    run(out, Grid(targets=["label"], fusions=["linear"], dropout=[0.0, 0.2]))
