@@ -13,6 +13,15 @@ from typer.core import TyperGroup
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
+def _read_config(ctx: typer.Context, path: str | None) -> str | None:
+    """Takes the flags that a TOML file gives as the defaults of this command."""
+    from pipeline.flags import defaults_of
+
+    if path is not None:
+        ctx.default_map = {**(ctx.default_map or {}), **defaults_of(path, ctx.command.params)}
+    return path
+
+
 class Commands(TyperGroup):
     """The commands; a foreseen error becomes one line on standard error and exit 1."""
 
@@ -51,6 +60,12 @@ Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
 Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
 Revision = Annotated[str | None, typer.Option(help="Hub revision of the data.")]
+Memory = Annotated[
+    str, typer.Option(help="For states and heads, half each, such as 512MiB or 8GiB; more is streamed.")
+]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the products; weights are float32.")
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -186,17 +201,20 @@ def train(
     train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
     dev_split: Annotated[str, typer.Option(help="Split to choose the epoch by.")] = "dev",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    memory: Memory = "4GiB",
+    precision: Precision = "auto",
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains one late-fusion head on a bank; the encoder is not needed."""
     from pipeline import terminal
-    from pipeline.device import pick_device, set_threads
+    from pipeline.device import pick_device, pick_precision, set_threads
+    from pipeline.job import HeadRates, Schedule
     from pipeline.run import train_run
-    from pipeline.train import HeadRates, Schedule
 
     set_threads(threads)
+    where = pick_device(device)
     result = train_run(
         store,
         target=target,
@@ -211,11 +229,14 @@ def train(
             warmup_frac=warmup_frac,
             patience=patience,
             data_seed=data_seed,
+            precision=pick_precision(precision, where),
         ),
         metric=metric,
         splits={"train": train_split, "dev": dev_split},
         overwrite=overwrite,
-        device=pick_device(device),
+        device=where,
+        memory_bytes=_bytes(memory),
+        note=terminal.note,
         progress=terminal.epoch_note,
     )
     _print(result, as_json, terminal.show_run)
@@ -226,16 +247,29 @@ def sweep(
     store: Store,
     target: Annotated[str, typer.Option(help="Targets of the bank, with commas between.")],
     out: Annotated[str, typer.Option(help="Folder of the sweep; one that was cut off is continued.")],
+    config: Annotated[
+        str | None,
+        typer.Option(callback=_read_config, is_eager=True, help="TOML file of these flags; flags win."),
+    ] = None,
     fusion: Annotated[str, typer.Option(help="Late fusions, with commas between.")] = "attention",
     decoder: Annotated[str | None, typer.Option(help="Decoders; fitting the target by default.")] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value,value.")
     ] = None,
-    lr: Annotated[str, typer.Option(help="Learning rates.")] = "1e-3",
+    lr: Annotated[str, typer.Option(help="Learning rates; 1e-4..1e-2 is a range to search.")] = "1e-3",
     weight_decay: Annotated[str, typer.Option(help="Weight decays.")] = "0.01",
     dropout: Annotated[str | None, typer.Option(help="Dropout rates of the decoder.")] = None,
     batch_size: Annotated[str, typer.Option(help="Examples a step.")] = "32",
     seeds: Annotated[int, typer.Option(help="Heads of each combination, with the seeds 0, 1, ...")] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Settings that Optuna tries of each target; all by default."),
+    ] = None,
+    trials_at_once: Annotated[int, typer.Option("--round", help="Settings asked for at once.")] = 16,
+    search_seed: Annotated[int, typer.Option(help="Of the search.")] = 0,
+    rungs: Annotated[
+        str | None, typer.Option(help="Epochs after which the worse half of each stack leaves: 1,2,4.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
     warmup_frac: Annotated[float, typer.Option(help="Share of steps with a rising learning rate.")] = 0.1,
     patience: Annotated[
@@ -246,38 +280,55 @@ def sweep(
     train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
     dev_split: Annotated[str, typer.Option(help="Split to choose by.")] = "dev",
     test_split: Annotated[str, typer.Option(help="Split to score at the end.")] = "test",
-    memory: Annotated[str, typer.Option(help="What a stack may take, such as 512MiB or 4GiB.")] = "4GiB",
+    memory: Memory = "4GiB",
+    precision: Precision = "auto",
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
     from pipeline import plot, terminal
-    from pipeline import sweep as module
-    from pipeline.device import pick_device, set_threads
-    from pipeline.train import Schedule
+    from pipeline.device import pick_device, pick_precision, set_threads
+    from pipeline.grid import Grid
+    from pipeline.job import Schedule
+    from pipeline.runner import Plan
+    from pipeline.search import Trials
+    from pipeline.sweep import sweep as run
 
     set_threads(threads)
-    grid = module.Grid(
+    where = pick_device(device)
+    grid = Grid(
         targets=_list(target, "--target", str),
         fusions=_list(fusion, "--fusion", str),
         decoders=_list(decoder, "--decoder", str) if decoder else (None,),
         options={name: _list(value, f"--set {name}", str) for name, value in _settings(options).items()},
-        lr=_list(lr, "--lr", float),
-        weight_decay=_list(weight_decay, "--weight-decay", float),
-        dropout=_list(dropout, "--dropout", float) if dropout else (None,),
+        lr=_axis(lr, "--lr"),
+        weight_decay=_axis(weight_decay, "--weight-decay"),
+        dropout=_axis(dropout, "--dropout") if dropout else (None,),
         batch_size=_list(batch_size, "--batch-size", int),
         seeds=seeds,
     )
-    result = module.sweep(
-        store,
-        grid,
-        Schedule(epochs=epochs, warmup_frac=warmup_frac, patience=patience, data_seed=data_seed),
-        out=out,
-        memory_bytes=_bytes(memory),
+    schedule = Schedule(
+        epochs=epochs,
+        warmup_frac=warmup_frac,
+        patience=patience,
+        data_seed=data_seed,
+        precision=pick_precision(precision, where),
+        rungs=tuple(_list(rungs, "--rungs", int)) if rungs else (),
+    )
+    plan = Plan(
+        store=store,
+        schedule=schedule,
         metric=metric,
         splits={"train": train_split, "dev": dev_split, "test": test_split},
-        device=pick_device(device),
+        memory_bytes=_bytes(memory),
+        device=str(where),
+    )
+    result = run(
+        plan,
+        grid,
+        out=out,
+        trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials else None,
         note=terminal.note,
         progress=terminal.stack_note,
     )
@@ -290,6 +341,7 @@ def evaluate(
     run: RunFolder,
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    memory: Memory = "4GiB",
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -303,7 +355,7 @@ def evaluate(
     set_threads(threads)
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)
-    result = module.evaluate(loaded, bank, split, device=pick_device(device))
+    result = module.evaluate(loaded, bank, split, device=pick_device(device), memory_bytes=_bytes(memory))
     _print(result, as_json, terminal.show_scores)
 
 
@@ -403,6 +455,16 @@ def _list(text: str, flag: str, kind: Any) -> list[Any]:
     except ValueError as error:
         wanted = {int: "an integer", float: "a number"}[kind]
         raise typer.BadParameter(f"{flag} {text}: {error}, {wanted} was expected") from error
+
+
+def _axis(text: str, flag: str) -> Any:
+    """The values of a flag, or a range such as 1e-4..1e-2."""
+    from pipeline.grid import Range
+
+    low, dots, high = text.partition("..")
+    if not dots:
+        return _list(text, flag, float)
+    return Range(_list(low, flag, float)[0], _list(high, flag, float)[0])
 
 
 def _bytes(text: str) -> int:

@@ -141,6 +141,12 @@ class Split:
         for block in range(self.n_blocks):
             yield block, [self.chunk(index, block) for index in indices]
 
+    def read_block(
+        self, block: int, layers: Sequence[int] | None = None
+    ) -> list[Shaped[ndarray, "token width"]]:
+        """One block, fill included: its layers, mapped where that is possible, none of them kept."""
+        return [self._open_chunk(index, block) for index in self.layer_indices(layers)]
+
     def numpy(self, layers: Sequence[int] | None = None) -> Shaped[ndarray, "layer token width"]:
         """Copies the whole split, fill included, so that `start` and `length` index it."""
         indices = self.layer_indices(layers)

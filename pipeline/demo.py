@@ -18,10 +18,10 @@ from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate
 from pipeline.extract import Progress, extract
+from pipeline.job import HeadRates, Schedule
 from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.tokens import tokenize
-from pipeline.train import HeadRates, Schedule
 
 TARGETS = ("intent", "tags")
 FUSIONS = ("last_layer", "linear", "attention")

@@ -1,6 +1,7 @@
 """Which device computes, and with how many threads."""
 
 import os
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,23 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(f"--device {name}: not available here, use --device auto or cpu") from error
     return device
+
+
+def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """The precision of a head's products; ``auto`` takes bfloat16 where the device has units for it.
+
+    Weights, their updates and losses stay float32; what bfloat16 does to scores is in docs/results.md.
+    """
+    if name == "auto":
+        return "bfloat16" if _computes_bfloat16(device) else "float32"
+    return "bfloat16" if name == "bfloat16" else "float32"
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # AMX only: the vector units of AVX512-BF16 gain less than the conversions cost.
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
 
 
 def set_threads(threads: int | None) -> int:

@@ -10,8 +10,9 @@ from cache import Bank, Target, open_bank
 from cache.store import local_path
 from pipeline import batches, metrics
 from pipeline.errors import PipelineError
+from pipeline.job import open_target
 from pipeline.results import Run, finite
-from pipeline.train import open_target, predictions
+from pipeline.train import predictions
 
 
 def check_encoder(run: Run, weights_sha256: str, tokenizer_sha256: str, *, what: str) -> None:
@@ -44,7 +45,14 @@ def open_bank_of(run: Run, store: str | None = None) -> Bank:
     return open_bank(path)
 
 
-def evaluate(run: Run, bank: Bank, split: str, *, device: torch.device | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run,
+    bank: Bank,
+    split: str,
+    *,
+    device: torch.device | None = None,
+    memory_bytes: int = batches.MEMORY_BYTES,
+) -> dict[str, Any]:
     """Scores of a head.
 
     Args:
@@ -52,6 +60,7 @@ def evaluate(run: Run, bank: Bank, split: str, *, device: torch.device | None = 
         bank: of the same encoder; not necessarily the one the head was trained on.
         split: one of the bank's.
         device: where the head computes, the CPU by default.
+        memory_bytes: states that take more than half of it are streamed.
 
     Returns:
         `run`, `split`, `metric`, `score` and all `metrics`, in percent.
@@ -64,7 +73,8 @@ def evaluate(run: Run, bank: Bank, split: str, *, device: torch.device | None = 
     part, found = open_target(bank, run.target.name, split)
     target = _by_class_of(run, found, bank)
     where = device or torch.device("cpu")
-    data = batches.load(part, run.head, run.spec.layers, target, where)
+    feeds = batches.Feeds(memory_bytes=memory_bytes, device=where)
+    data = batches.load(part, run.head, run.spec.layers, target, feeds)
     scores = metrics.report(**predictions(run.head.to(where), data), names=target.names)
     plain = {name: float(values[0]) for name, values in scores.items()}
     result = {

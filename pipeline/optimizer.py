@@ -5,9 +5,10 @@ neighbours. Decoupled weight decay: Loshchilov and Hutter 2019.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class StackedAdamW:
@@ -25,18 +26,34 @@ class StackedAdamW:
     def __init__(self, part: nn.Module, *, lr: Sequence[float], weight_decay: Sequence[float]) -> None:
         self.n_heads = len(lr)
         self.parameters = [p for p in part.parameters() if p.requires_grad]
-        rates = list(zip(lr, weight_decay, strict=True))
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self._lr, self._weight_decay = list(lr), list(weight_decay)
+        self.steps = 0
+        self._make()
+
+    def _make(self) -> None:
+        """The optimizer of torch that does the update, on views of the moments."""
+        rates = list(zip(self._lr, self._weight_decay, strict=True))
         self._shared = len(set(rates)) == 1
-        columns = [self.parameters] if self._shared else [self._head(k) for k in range(self.n_heads)]
+        columns: list[Any] = [slice(None)] if self._shared else list(range(self.n_heads))
+        self._views = [[p if self._shared else p.detach()[k] for p in self.parameters] for k in columns]
         groups = [
-            {"params": column, "lr": rate, "weight_decay": decay}
-            for column, (rate, decay) in zip(columns, rates, strict=False)
+            {"params": views, "lr": rate, "weight_decay": decay}
+            for views, (rate, decay) in zip(self._views, rates, strict=False)
         ]
         self._adamw = torch.optim.AdamW(groups, fused=True) if self.parameters else None
-        self._lr = list(lr)
+        for k, views in zip(columns, self._views, strict=True):
+            for view, (first, second) in zip(views, self.moments, strict=True):
+                step = torch.tensor(float(self.steps), device=view.device)
+                held = {"step": step, "exp_avg": first[k], "exp_avg_sq": second[k]}
+                if self._adamw is not None:
+                    self._adamw.state[view] = held
 
-    def _head(self, k: int) -> list[torch.Tensor]:
-        return [p.detach()[k] for p in self.parameters]
+    def resume(self, steps: int, moments: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Goes on from the moments of another stack's heads, after that many steps."""
+        self.steps = steps
+        self.moments = [(first.clone(), second.clone()) for first, second in moments]
+        self._make()
 
     def zero_grad(self) -> None:
         """Drops the gradients of all heads."""
@@ -57,6 +74,7 @@ class StackedAdamW:
                 for view, parameter in zip(group["params"], self.parameters, strict=True):
                     view.grad = None if parameter.grad is None else parameter.grad[k]
         self._adamw.step()
+        self.steps += 1
 
 
 def linear_schedule(step: int, *, n_steps: int, warmup_steps: int) -> float:

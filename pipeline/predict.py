@@ -18,7 +18,6 @@ from torch import Tensor
 from cache.layout import Keep
 from cache.targets import spans
 from pipeline.arrays import TORCH_DTYPES
-from pipeline.batches import Selection, select
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
@@ -27,6 +26,7 @@ from pipeline.metrics import is_entity_scheme
 from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
+from pipeline.selection import Selection, select
 from pipeline.tokens import Inputs as Texts
 from pipeline.tokens import Tokens, tokenize
 

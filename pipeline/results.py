@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from cache import Bank, EncoderRecord, Target
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
-from pipeline.train import HeadRates, Job, Schedule, Trained
+from pipeline.job import Goal, HeadRates, Schedule, Trained
 from pipeline.versions import versions
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
@@ -98,7 +98,7 @@ def save_run(
     out: str,
     trained: Trained,
     *,
-    job: Job,
+    job: Goal,
     bank: Bank,
     rates: HeadRates,
     schedule: Schedule,
@@ -142,7 +142,7 @@ def save_run(
     return result
 
 
-def _result(out: str, trained: Trained, job: Job, seconds: float) -> dict[str, Any]:
+def _result(out: str, trained: Trained, job: Goal, seconds: float) -> dict[str, Any]:
     parameters, fusion_parameters = trained.head.n_parameters()
     epochs = trained.epochs
     result = {

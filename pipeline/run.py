@@ -1,14 +1,16 @@
 """One training run, whole: open the bank, train a head, leave a run folder."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from cache import open_bank
+from pipeline.batches import MEMORY_BYTES, Feeds
+from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
-from pipeline.train import Epoch, HeadRates, Schedule, fit, prepare
+from pipeline.train import Progress, fit
 
 
 def train_run(
@@ -25,7 +27,9 @@ def train_run(
     splits: Mapping[str, str] | None = None,
     overwrite: bool = False,
     device: torch.device | None = None,
-    progress: Callable[[int, Sequence[Epoch]], None] = lambda *_: None,
+    memory_bytes: int = MEMORY_BYTES,
+    note: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Trains one head on a bank and writes its run folder.
 
@@ -42,6 +46,8 @@ def train_run(
         splits: the splits in the roles of train and dev.
         overwrite: whether a run that is there may be replaced.
         device: where the head computes, the CPU by default.
+        memory_bytes: states that take more than half of it are streamed, block by block.
+        note: takes a line of text for the user.
         progress: called after every epoch.
 
     Returns:
@@ -65,7 +71,7 @@ def train_run(
         metric=metric,
         train_split=splits["train"],
         dev_split=splits["dev"],
-        device=device,
+        feeds=Feeds(memory_bytes=memory_bytes, device=device or torch.device("cpu"), note=note),
     )
     trained = fit(job, [rates], schedule, progress)[0]
     trained.check()

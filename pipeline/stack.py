@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -121,6 +121,22 @@ class Dropout(nn.Module):
         self.rates = rates
         self.seeds = seeds
         self._generators: list[torch.Generator] = []
+        self._states: list[Tensor] = []
+
+    def keep(self, other: "Dropout", heads: Sequence[int]) -> None:
+        """Takes over the streams of some heads of another stack, as far as they have run."""
+        states = other.states()
+        self.restart([other.rates[k] for k in heads], [other.seeds[k] for k in heads])
+        self.resume([states[k] for k in heads] if states else [])
+
+    def states(self) -> list[UInt8[Tensor, " byte"]]:
+        """How far every head's stream has run; nothing where none has begun."""
+        return [generator.get_state() for generator in self._generators] or self._states
+
+    def resume(self, states: Sequence[UInt8[Tensor, " byte"]]) -> None:
+        """Puts every stream to where `states` had it."""
+        self._states = list(states)
+        self._generators = []
 
     def forward(self, x: Float[Tensor, "#head row width"]) -> Float[Tensor, "head row width"]:
         """Drops values while training; returns the input itself otherwise."""
@@ -131,6 +147,8 @@ class Dropout(nn.Module):
     def _mask(self, head: int, x: Tensor) -> Tensor:
         if len(self._generators) != len(self.seeds):
             self._generators = [torch.Generator(x.device).manual_seed(s) for s in self.seeds]
+            for generator, state in zip(self._generators, self._states, strict=False):
+                generator.set_state(state)
         keep = 1.0 - self.rates[head]
         mask = torch.empty(1, *x.shape[1:], device=x.device, dtype=x.dtype)
         return mask.bernoulli_(keep, generator=self._generators[head]).div_(keep)
@@ -161,15 +179,26 @@ def stack(parts: Sequence[Module]) -> Module:
     return whole
 
 
-def unstack(part: Module, head: int) -> Module:
-    """Takes one head out of a stack, as a stack of one that shares no memory with it."""
+def take(part: Module, heads: Sequence[int]) -> Module:
+    """Takes some heads out of a stack, as a stack of those that shares no memory with it."""
+    chosen = list(heads)
     # Handed to deepcopy as what it has copied already: the other heads' values are never copied.
-    taken: dict[int, Any] = {id(b): b[head : head + 1].clone() for b in part.buffers()}
+    taken: dict[int, Any] = {id(b): b[chosen] for b in part.buffers()}
     for parameter in part.parameters():
-        value = parameter.detach()[head : head + 1].clone()
-        taken[id(parameter)] = nn.Parameter(value, requires_grad=parameter.requires_grad)
-    single = copy.deepcopy(part, taken)
+        taken[id(parameter)] = nn.Parameter(
+            parameter.detach()[chosen], requires_grad=parameter.requires_grad
+        )
+    fewer = copy.deepcopy(part, taken)
+    for old, new in zip(part.modules(), fewer.modules(), strict=True):
+        if isinstance(old, Dropout) and isinstance(new, Dropout):
+            new.keep(old, chosen)
+    return fewer
+
+
+def unstack(part: Module, head: int) -> Module:
+    """Takes one head out of a stack, as a stack of one, its dropout stream at its start."""
+    single = take(part, [head])
     for module in single.modules():
         if isinstance(module, Dropout):
-            module.restart(module.rates[head : head + 1], module.seeds[head : head + 1])
+            module.restart(module.rates, module.seeds)
     return single

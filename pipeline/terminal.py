@@ -241,13 +241,15 @@ def show_inventory(result: Mapping[str, Any]) -> None:
 
 
 def stack_note(epoch: int, lines: Sequence[Any]) -> None:
-    """One line an epoch of a stack, on standard error."""
-    metric = next(iter(lines[0].dev))
-    scores = [line.dev[metric] for line in lines]
-    note(
-        f"epoch {epoch}: {len(lines)} heads, dev {metric} {min(scores):.2f} to {max(scores):.2f}, "
-        f"{lines[0].seconds:.2f} s"
-    )
+    """One line an epoch of the stacks that train together, on standard error."""
+    running = [line for line in lines if line.epoch == epoch]
+    seen: dict[str, list[float]] = {}
+    for line in running:
+        metric, score = next(iter(line.dev.items()))
+        seen.setdefault(metric, []).append(score)
+    ranges = [f"dev {name} {min(values):.2f} to {max(values):.2f}" for name, values in seen.items()]
+    seconds = sum({line.seconds for line in running})
+    note(f"epoch {epoch}: {len(running)} heads, {', '.join(ranges)}, {seconds:.2f} s")
 
 
 def show_sweep(result: Mapping[str, Any]) -> None:

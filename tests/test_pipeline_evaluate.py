@@ -11,9 +11,9 @@ from cache import CacheError, Target, open_bank
 from cache.targets import write_target
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate, open_bank_of
+from pipeline.job import HeadRates, Schedule
 from pipeline.results import load_run
 from pipeline.run import train_run
-from pipeline.train import HeadRates, Schedule
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from cache import Target, open_bank
 from cache.targets import write_target
 from pipeline.errors import PipelineError
 from pipeline.inventory import describe, inventory
+from pipeline.job import Schedule
 from pipeline.run import train_run
-from pipeline.train import Schedule
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import extract
+from pipeline.job import Schedule
 from pipeline.label import label, load_labelled_corpus
 from pipeline.run import train_run
-from pipeline.train import Schedule
 
 COLUMNS = ["tokens", "tags", "intent", "score"]
 SPLITS = {"train": 30, "dev": 12, "test": 8}

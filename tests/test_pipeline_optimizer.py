@@ -7,9 +7,10 @@ from torch import nn
 
 from pipeline import parts
 from pipeline.head import plan_head
+from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.optimizer import StackedAdamW, linear_schedule
 from pipeline.stack import Linear, stack
-from pipeline.train import HeadRates, Schedule, fit, prepare
+from pipeline.train import fit
 
 LR, DECAY = [1e-3, 1e-2, 3e-4], [0.0, 0.1, 1.0]
 

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import tiny
-import torch
 
 from cache import open_bank
 from pipeline import batches, parts
@@ -15,10 +14,11 @@ from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import extract
+from pipeline.job import HeadRates, Schedule, open_target
 from pipeline.predict import Predictor, open_predictor, read_inputs
 from pipeline.results import load_run
 from pipeline.run import train_run
-from pipeline.train import HeadRates, Schedule, open_target, predictions
+from pipeline.train import predictions
 
 SIZES = {"train": 40, "dev": 25}
 FUSIONS = parts.names("fusion")
@@ -62,7 +62,7 @@ def rows_of(place, kind="words", split="dev"):
 def from_bank(run, place, kind="words", split="dev"):
     """The run's labels of a split's rows, in row order, from the states of the bank."""
     part, target = open_target(open_bank(str(place / f"bank-{kind}")), run.target.name, split)
-    data = batches.load(part, run.head, run.spec.layers, target, torch.device("cpu"))
+    data = batches.load(part, run.head, run.spec.layers, target)
     found = predictions(run.head, data)["predictions"][0]
     if target.kind == "tags":
         cuts = np.cumsum(part.n_words)[:-1]

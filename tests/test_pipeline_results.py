@@ -9,11 +9,12 @@ import safetensors.torch
 import tiny
 import torch
 
-from pipeline import batches, parts
+from pipeline import parts
 from pipeline.errors import PipelineError
+from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, finite, load_run
 from pipeline.run import train_run
-from pipeline.train import HeadRates, Schedule, fit, predictions, prepare
+from pipeline.train import fit, predictions
 
 FILES = ["config.json", "head.safetensors", "metrics.jsonl", "result.json"]
 
@@ -120,7 +121,7 @@ def test_run_comes_back_with_the_same_predictions(fusion, target, tmp_path):
     assert not loaded.head.training
     found, expected = (predictions(head, job.dev)["predictions"] for head in (loaded.head, trained))
     assert np.array_equal(found, expected)
-    given, *_ = batches.make_batch(job.dev, np.arange(9), torch.float32)
+    given, *_ = next(job.dev.batches(np.arange(9), batch_size=9))
     assert torch.equal(loaded.head(given), trained(given))
 
 

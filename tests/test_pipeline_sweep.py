@@ -1,25 +1,30 @@
 """Sweeps: every head of the grid, as it trains alone; resumed, split by memory, with failures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
 import tiny
 
-from cache import open_bank
-from pipeline import sweep as module
+from cache import Split
+from pipeline import runner, train
 from pipeline.errors import PipelineError
+from pipeline.grid import Grid
+from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import load_run
-from pipeline.sweep import Grid, Resident, stack_size, sweep
-from pipeline.train import HeadRates, Schedule, fit, prepare
+from pipeline.runner import Plan, Runner
+from pipeline.sweep import sweep
+from pipeline.train import fit
 
 SCHEDULE = Schedule(epochs=3)
 GIB = 2**30
 
 
-def run(out, grid, *, memory_bytes=GIB, **choices):
-    return sweep(tiny.shared().path, grid, SCHEDULE, out=str(out), memory_bytes=memory_bytes, **choices)
+def run(out, grid, *, memory_bytes=GIB, schedule=SCHEDULE, **choices):
+    plan = Plan(store=tiny.shared().path, schedule=schedule, memory_bytes=memory_bytes)
+    return sweep(plan, grid, out=str(out), **choices)
 
 
 def rows_of(result):
@@ -60,40 +65,151 @@ def test_single_layer_without_a_layer_is_a_probe_of_every_layer(tmp_path):
     assert layers == sorted([*tiny.shared().recipe.layers] * 2)
 
 
-def test_finished_stacks_are_not_trained_again(tmp_path, monkeypatch):
-    grid = Grid(targets=["label"], fusions=["linear", "attention", "average"], seeds=2)
-    whole = run(tmp_path / "whole", grid)
-    real, calls = module.fit, []
+class Killed(Exception):
+    """Stands for a kill: nothing of the sweep catches it."""
 
-    def killed(job, *arguments):
-        calls.append(job.spec.fusion)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(job, *arguments)
 
-    monkeypatch.setattr(module, "fit", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", grid)
-    calls.clear()
-    monkeypatch.setattr(
-        module, "fit", lambda job, *rest: (calls.append(job.spec.fusion), real(job, *rest))[1]
+def kill_after(monkeypatch, n_epochs):
+    """Lets a sweep live for that many epochs of the stacks that train together; lists them."""
+    real, calls = train.train_epoch, []
+
+    def dying(fittings, epoch):
+        if len(calls) == n_epochs:
+            raise Killed
+        calls.append((epoch, [fitting.job.spec.fusion for fitting in fittings]))
+        return real(fittings, epoch)
+
+    monkeypatch.setattr(train, "train_epoch", dying)
+    return calls
+
+
+@pytest.mark.parametrize("n_epochs", range(1, 6))
+@pytest.mark.parametrize("rungs", [(), (1, 2)])
+def test_killed_sweep_goes_on_from_its_last_checkpoint(n_epochs, rungs, tmp_path, monkeypatch):
+    grid = Grid(
+        targets=["label", "tags"], fusions=["linear", "attention"], lr=[1e-2, 3e-3], dropout=[0.1], seeds=2
     )
+    schedule = replace(SCHEDULE, rungs=rungs)
+    monkeypatch.setattr(runner, "CHECKPOINT_S", 0)
+    whole = run(tmp_path / "whole", grid, schedule=schedule)
+    with monkeypatch.context() as patch:
+        before = kill_after(patch, n_epochs)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", grid, schedule=schedule)
+    after = kill_after(monkeypatch, 99)
+    result = run(tmp_path / "cut", grid, schedule=schedule)
+    assert rows_of(result) == rows_of(whole)
+    assert len(before) + len(after) == 2 * SCHEDULE.epochs  # two streams: first tokens, and words
+    assert not list((tmp_path / "cut" / "stacks").glob("*.safetensors"))
+    a, b = (pyarrow.parquet.read_table(r["results"]).drop("seconds") for r in (result, whole))
+    assert a.equals(b)
+
+
+def test_damaged_checkpoint_is_as_good_as_none(tmp_path, monkeypatch):
+    grid = Grid(targets=["label"], fusions=["linear"], seeds=2)
+    whole = run(tmp_path / "whole", grid)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "CHECKPOINT_S", 0)
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", grid)
+    [file] = (tmp_path / "cut" / "stacks").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-100])
     assert rows_of(run(tmp_path / "cut", grid)) == rows_of(whole)
-    assert calls == ["attention", "average"]
+
+
+def test_finished_stacks_are_not_trained_again(tmp_path, monkeypatch):
+    grid = Grid(targets=["label"], fusions=["linear", "attention"], seeds=2)
+    whole = run(tmp_path / "s", grid)
+    calls = kill_after(monkeypatch, 0)
+    assert rows_of(run(tmp_path / "s", grid)) == rows_of(whole)
+    assert calls == []
+    first = min((tmp_path / "s" / "stacks").glob("*.json"))
+    first.write_text("[{")
+    with pytest.raises(PipelineError, match="is damaged: remove it"):
+        run(tmp_path / "s", grid)
+
+
+def test_stacks_of_one_stream_step_on_the_same_batches(tmp_path, monkeypatch):
+    calls = kill_after(monkeypatch, 99)
+    grid = Grid(targets=["label", "value"], fusions=["linear", "attention"], batch_size=[16, 32])
+    run(tmp_path / "s", grid)
+    assert len(calls) == 2 * SCHEDULE.epochs  # one pass for each batch size
+    assert all(sorted(fusions) == ["attention"] * 2 + ["linear"] * 2 for _, fusions in calls)
+
+
+def whole_at(grid, n_pieces=1):
+    """The least memory at which every stack of a grid is at most that many pieces."""
+    plan = Plan(store=tiny.shared().path, schedule=SCHEDULE)
+
+    def enough(memory_bytes):
+        small = Runner(replace(plan, memory_bytes=memory_bytes))
+        try:
+            pieces = [small.fitting(stack) for stack in grid.stacks(grid.shapes(tiny.shared(), "train"))]
+        except PipelineError:
+            return False
+        return all(len(each) <= n_pieces for each in pieces)
+
+    low, high = 1, GIB
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
 
 
 def test_stack_that_does_not_fit_is_split_and_says_so(tmp_path):
     grid = Grid(targets=["label"], fusions=["attention"], lr=[1e-2, 1e-3, 1e-4], seeds=2)
-    job = prepare(tiny.shared(), "label", fusion="attention")
-    one = GIB // stack_size(job, 32, GIB)
     notes = []
-    split = run(tmp_path / "a", grid, memory_bytes=2 * one + one // 2, note=notes.append)
+    split = run(tmp_path / "a", grid, memory_bytes=whole_at(grid, 3), note=notes.append)
     assert any("6 heads do not fit --memory, 2 at a time" in note for note in notes)
     together = run(tmp_path / "b", grid)
     for a, b in zip(split["rows"], together["rows"], strict=True):
         assert a["dev"] == pytest.approx(b["dev"], abs=2)
-    with pytest.raises(PipelineError, match=r"one head of attention takes about .*GiB, give that much"):
+    [folder] = (tmp_path / "a" / "heads").iterdir()
+    assert load_run(str(folder)).result["dev"] == max(row["dev"] for row in split["rows"])
+    with pytest.raises(PipelineError, match=r"one head of attention takes about .*GiB of the half"):
         run(tmp_path / "c", grid, memory_bytes=1000)
+
+
+def test_stacks_whose_weights_do_not_fit_together_train_one_after_the_other(tmp_path, monkeypatch):
+    grid = Grid(targets=["label"], fusions=["concat", "attention", "affine"], seeds=30)
+    calls = kill_after(monkeypatch, 99)
+    apart = run(tmp_path / "a", grid, memory_bytes=whole_at(grid))
+    assert max(len(fusions) for _, fusions in calls) < 3
+    together = run(tmp_path / "b", grid)
+    assert max(len(fusions) for _, fusions in calls) == 3
+    assert rows_of(apart) == rows_of(together)
+
+
+def test_streamed_sweep_equals_a_resident_one(tmp_path):
+    grid = Grid(targets=["tags"], fusions=["linear", "attention"], seeds=2)
+    streamed = Plan(store=tiny.shared().path, schedule=SCHEDULE, memory_bytes=whole_at(grid))
+    feeds = Runner(streamed)
+    list(feeds.train(grid.stacks(grid.shapes(tiny.shared(), "train"))))
+    notes = []
+    small = run(tmp_path / "a", grid, memory_bytes=whole_at(grid), note=notes.append)
+    if not any("they are streamed" in note for note in notes):
+        pytest.fail("the heads need more than the states: make the bank larger")
+    assert rows_of(small) == rows_of(run(tmp_path / "b", grid))
+
+
+def test_rungs_let_the_worse_half_leave(tmp_path):
+    grid = Grid(targets=["label"], fusions=["attention"], lr=[1e-2, 1e-6], seeds=4)
+    rows = run(tmp_path / "s", grid, schedule=Schedule(epochs=5, rungs=(1, 3)))["rows"]
+    assert sorted(row["epochs"] for row in rows) == [1] * 4 + [3] * 2 + [5] * 2
+    left = ["left after epoch 1"] * 4 + ["left after epoch 3"] * 2
+    assert sorted(row["status"] for row in rows) == [*left, "ok", "ok"]
+    assert all(row["lr"] == 1e-2 for row in rows if row["status"] == "ok")
+    full = run(tmp_path / "t", grid, schedule=Schedule(epochs=5))["rows"]
+    for a, b in zip(rows, full, strict=True):
+        if a["status"] == "ok":  # in smaller company the same head
+            assert a["dev"] == pytest.approx(b["dev"], abs=2)
+
+
+def test_rungs_out_of_range_are_refused():
+    for rungs in ((0,), (5,), (3, 1), (2, 2)):
+        with pytest.raises(PipelineError, match="--rungs"):
+            Schedule(epochs=5, rungs=rungs)
 
 
 def test_head_that_fails_is_marked_and_the_others_go_on(tmp_path):
@@ -135,23 +251,19 @@ def test_folder_of_another_sweep_is_refused(tmp_path):
         run(tmp_path / "full", Grid(targets=["label"], fusions=["linear"]))
 
 
-def test_bank_is_read_once_for_all_stacks(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("fusions", "layers"),
+    [(["last_layer", "linear", "affine"], range(tiny.LAST + 1)), (["last_layer"], (tiny.LAST,))],
+)
+def test_bank_is_read_once_for_all_stacks_and_only_what_they_want(fusions, layers, tmp_path, monkeypatch):
     reads = []
-    real = module.batches.load
+    real = Split.take
     monkeypatch.setattr(
-        module.batches, "load", lambda split, *rest: (reads.append(split.name), real(split, *rest))[1]
+        Split, "take", lambda self, *rest: (reads.append((self.name, rest[1])), real(self, *rest))[1]
     )
-    run(tmp_path / "s", Grid(targets=["tags"], fusions=["last_layer", "linear", "affine", "attention"]))
-    assert sorted(reads) == sorted(s for s in ("train", "dev", "test") if s in tiny.shared().splits)
-
-
-def test_resident_gives_the_layers_that_were_asked_for():
-    bank = open_bank(tiny.shared().path)
-    job = prepare(bank, "tags", fusion="attention")
-    plain = prepare(bank, "tags", fusion="affine", load=Resident().load)
-    kept = list(bank.recipe.layers)
-    wanted = [kept.index(layer) for layer in plain.spec.layers]
-    assert (plain.train.states == job.train.states[wanted]).all()
+    run(tmp_path / "s", Grid(targets=["tags"], fusions=fusions))
+    splits = [name for name in ("train", "dev", "test") if name in tiny.shared().splits]
+    assert sorted(reads) == sorted((name, tuple(layers)) for name in splits)
 
 
 def test_table_has_the_scores_of_every_kind_of_target(tmp_path):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from pipeline import terminal
 from pipeline.inventory import describe, inventory
-from pipeline.train import Epoch
+from pipeline.job import Epoch
 
 
 @pytest.mark.parametrize(

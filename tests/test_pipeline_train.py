@@ -13,10 +13,11 @@ from cache import BankIncomplete, CacheError, Target
 from cache.targets import write_target
 from pipeline import metrics
 from pipeline.errors import PipelineError
+from pipeline.job import HeadRates, Schedule, open_target, prepare
 from pipeline.optimizer import linear_schedule
 from pipeline.results import load_run
 from pipeline.run import train_run
-from pipeline.train import HeadRates, Schedule, fit, open_target, predictions, prepare
+from pipeline.train import fit, predictions
 
 FAST = HeadRates(lr=1e-2)
 
@@ -108,7 +109,10 @@ def test_best_epoch_is_the_first_of_the_best(scores, patience, best, epochs, mon
 def test_weights_are_those_of_the_best_epoch_and_not_of_the_last(monkeypatch):
     what, kept, waiting = job(), [], iter([1.0, 9.0, 2.0, 9.0])
     monkeypatch.setattr(metrics, "report", lambda **_: {"accuracy": np.array([next(waiting)])})
-    monkeypatch.setattr("pipeline.train.predictions", lambda heads, data: kept.append(values(heads)) or {})
+    monkeypatch.setattr(
+        "pipeline.train.dev_scores",
+        lambda fittings: [kept.append(values(fittings[0].groups[0].heads)) or metrics.report()],
+    )
     trained = fit(what, [FAST], Schedule(epochs=4))[0]
     assert trained.best_epoch == 2
     assert same(values(trained.head), kept[1])
@@ -157,9 +161,7 @@ def test_loss_is_the_mean_over_the_batches():
     what = job(fusion="average")
     line = fit(what, [HeadRates(lr=1e-12)], Schedule(epochs=1, batch_size=40))[0].epochs[0]
     head = fit(what, [HeadRates(lr=1e-12)], Schedule(epochs=1))[0].head
-    from pipeline import batches
-
-    stream = batches.batches(what.train, batches.order(120, seed=0, epoch=1), batch_size=40)
+    stream = what.train.batches(what.train.feed.order(seed=0, epoch=1), batch_size=40)
     losses = [head.decoder.loss(head(given), labels, given.lengths).item() for given, labels, _ in stream]
     assert line.loss == pytest.approx(np.mean(losses), rel=1e-5)
 
@@ -216,8 +218,9 @@ def test_example_without_a_label_teaches_nothing(target):
     before, after = job(target), job(target)
     row = tiny.shared().split("train").row
     lacking = int(np.flatnonzero(row == 4)[0])
-    after.train.states[:, after.train.start[lacking] : after.train.start[lacking + 1]] += 3.0
-    assert not torch.equal(before.train.states, after.train.states)
+    feed = after.train.feed
+    feed.states[:, feed.start[lacking] : feed.start[lacking + 1]] += 3.0
+    assert not torch.equal(before.train.feed.states, feed.states)
     schedule = Schedule(epochs=1)
     heads = [fit(what, [FAST], schedule)[0].head for what in (before, after)]
     for a, b in zip(*(head.parameters() for head in heads), strict=True):

@@ -1,0 +1,305 @@
+"""Trains stacks of one bank: those that read the same tokens together, as far as memory goes."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from cache import Bank, open_bank
+from pipeline import batches, metrics
+from pipeline.batches import Feeds, Key, feed_key
+from pipeline.errors import PipelineError
+from pipeline.fitting import Fitting, group_size
+from pipeline.grid import Shape, Stack
+from pipeline.head import Head, build_head
+from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
+from pipeline.selection import select
+from pipeline.stack import stack as join
+from pipeline.train import Progress, fit_together, predictions
+
+CHECKPOINT_S = 20.0
+"""Seconds between two checkpoints of a stack; one is written after an epoch."""
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the stacks of a sweep share. Can be sent to another machine."""
+
+    store: str
+    schedule: Schedule
+    metric: str | None = None
+    splits: Mapping[str, str] = field(
+        default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
+    )
+    memory_bytes: int = batches.MEMORY_BYTES
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A trained stack."""
+
+    stack: Stack
+    goal: Goal  # its target without values
+    trained: list[Trained]
+    test: list[dict[str, float]]  # all scores of each head; empty where there is no test split
+    seconds: float  # of one head
+
+
+class Runner:
+    """Trains stacks of one bank on this machine.
+
+    Args:
+        plan: what they share.
+        checkpoints: folder for the state of stacks in training; None keeps none.
+        note: takes a line of text for the user.
+        progress: called after every epoch of the stacks that train together.
+
+    Raises:
+        CacheError: the bank is not there or damaged.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        checkpoints: Path | None = None,
+        note: Note = lambda _: None,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        self.plan, self.note, self.progress = plan, note, progress
+        self.device = torch.device(plan.device)
+        self._checkpoints = checkpoints
+        self._feeds = Feeds(memory_bytes=plan.memory_bytes, device=self.device, note=note)
+
+    @cached_property
+    def bank(self) -> Bank:
+        """The bank."""
+        return open_bank(self.plan.store)
+
+    def check(self, stack: Stack) -> Goal:
+        """Refuses a stack that does not fit the bank or the target, before anything is trained.
+
+        Raises:
+            PipelineError: what does not fit.
+        """
+        goal = plan_goal(self.bank, stack.shape.target, **self._choices(stack.shape))
+        split = self.bank.split(self.plan.splits["train"])
+        for dropout in dict.fromkeys(rate.dropout for rate in stack.rates):
+            select(split, build_one(goal.spec, HeadRates(dropout=dropout)))
+        return goal
+
+    def fitting(self, stack: Stack) -> list[Stack]:
+        """The stack in pieces that fit the memory, said where it is more than one.
+
+        Raises:
+            PipelineError: not even one head fits.
+        """
+        goal = self.check(stack)
+        split = self.bank.split(self.plan.splits["train"])
+        head = build_head(goal.spec, seed=0)
+        tokens = len(select(split, head).read.position) / max(1, split.n_examples)
+        memory_bytes = self.plan.memory_bytes // 2  # the other half is for states
+        size = stack_size(goal, head, stack.shape.batch_size * tokens, memory_bytes)
+        if size < len(stack.rates):
+            self.note(f"{stack.shape.name}: {len(stack.rates)} heads do not fit --memory, {size} at a time")
+        return stack.split(size)
+
+    def train(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        """Trains stacks; each outcome comes when the stacks that train together are done.
+
+        Args:
+            stacks: pieces that `fitting` gave.
+        """
+        goals = {stack: self.check(stack) for stack in stacks}
+        heads = {stack: build_head(goals[stack].spec, seed=0) for stack in stacks}
+        self._feeds.layers = self._layers(goals, heads)
+        train = self.bank.split(self.plan.splits["train"])
+
+        def stream(stack: Stack) -> tuple[Key, int]:
+            return feed_key(train, heads[stack]), stack.shape.batch_size
+
+        for _, same in itertools.groupby(sorted(stacks, key=stream), key=stream):
+            for wave in self._waves(list(same), goals, heads):
+                yield from self._train_wave(wave)
+
+    def _waves(
+        self, stacks: Sequence[Stack], goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]
+    ) -> Iterator[list[Stack]]:
+        """Stacks of one stream in groups whose weights fit the memory together."""
+        wave: list[Stack] = []
+        taken = 0
+        for stack in stacks:
+            needed = len(stack.rates) * weight_bytes(heads[stack])
+            if wave and taken + needed > self.plan.memory_bytes // 2:
+                yield wave
+                wave, taken = [], 0
+            wave.append(stack)
+            taken += needed
+        if wave:
+            yield wave
+
+    def _train_wave(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        fittings = {stack: self._open(stack) for stack in stacks}
+        by_epoch = sorted(fittings.values(), key=lambda fitting: fitting.epoch)
+        for _, group in itertools.groupby(by_epoch, key=lambda fitting: fitting.epoch):
+            together = list(group)
+            fit_together(together, self.progress, self._keeper(fittings, together))
+        for stack, fitting in fittings.items():
+            trained = fitting.trained()
+            goal = Goal(
+                target=replace(fitting.job.target, values=fitting.job.target.values[:0]),
+                spec=fitting.job.spec,
+                metric=fitting.job.metric,
+            )
+            yield Outcome(
+                stack=stack,
+                goal=goal,
+                trained=trained,
+                test=self._test(fitting.job, trained),
+                seconds=fitting.seconds / len(trained),
+            )
+
+    def _open(self, stack: Stack) -> Fitting:
+        """A stack before its first epoch, or after the last that a checkpoint has."""
+        job = prepare(self.bank, stack.shape.target, feeds=self._feeds, **self._choices(stack.shape))
+        schedule = replace(self.plan.schedule, batch_size=stack.shape.batch_size)
+        fitting = Fitting(job, stack.rates, schedule)
+        path = self._checkpoint(stack)
+        if path is not None and path.is_file():
+            load_checkpoint(path, fitting)
+        return fitting
+
+    def _keeper(self, fittings: Mapping[Stack, Fitting], together: Sequence[Fitting]) -> Callable[[], None]:
+        """Writes checkpoints of the stacks that train together, from time to time."""
+        last = time.monotonic()
+
+        def keep() -> None:
+            nonlocal last
+            if time.monotonic() - last < CHECKPOINT_S:
+                return
+            for stack, fitting in fittings.items():
+                path = self._checkpoint(stack)
+                if path is not None and fitting in together:
+                    save_checkpoint(path, fitting)
+            last = time.monotonic()
+
+        return keep
+
+    def _checkpoint(self, stack: Stack) -> Path | None:
+        return None if self._checkpoints is None else self._checkpoints / f"{stack.digest}.safetensors"
+
+    def forget(self, stack: Stack) -> None:
+        """Removes the checkpoint of a stack that is done."""
+        path = self._checkpoint(stack)
+        if path is not None:
+            path.unlink(missing_ok=True)
+
+    def _test(self, job: Job, trained: Sequence[Trained]) -> list[dict[str, float]]:
+        """All scores of every head on the test split; none where there is no such split or target."""
+        name = self.plan.splits.get("test")
+        if name not in self.bank.splits:
+            return [{} for _ in trained]
+        try:
+            split, target = open_target(self.bank, job.target.name, str(name))
+        except PipelineError as error:
+            self.note(f"no test scores: {error}")
+            return [{} for _ in trained]
+        data = batches.load(split, trained[0].head, job.spec.layers, target, self._feeds)
+        found: list[dict[str, float]] = []
+        size = group_size(job)
+        for first in range(0, len(trained), size):
+            some = trained[first : first + size]
+            guesses = predictions(
+                join([one.head for one in some]), data, precision=self.plan.schedule.precision
+            )
+            scores = metrics.report(**guesses, names=target.names)
+            found += [{name: float(values[k]) for name, values in scores.items()} for k in range(len(some))]
+        return [{} if one.failed_step else s for one, s in zip(trained, found, strict=True)]
+
+    def _layers(self, goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]) -> dict[Key, Sequence[int]]:
+        """The layers that all heads of a feed read together."""
+        found: dict[Key, set[int]] = {}
+        for stack, goal in goals.items():
+            for name in self.plan.splits.values():
+                if name in self.bank.splits:
+                    key = feed_key(self.bank.split(name), heads[stack])
+                    found.setdefault(key, set()).update(goal.spec.layers)
+        return {key: sorted(layers) for key, layers in found.items()}
+
+    def _choices(self, shape: Shape) -> dict[str, Any]:
+        return {
+            "fusion": shape.fusion,
+            "decoder": shape.decoder,
+            "options": dict(shape.options),
+            "metric": self.plan.metric,
+            "train_split": self.plan.splits["train"],
+            "dev_split": self.plan.splits["dev"],
+        }
+
+
+def weight_bytes(head: Head) -> int:
+    """What a head in training keeps: weights, gradient, two moments, the copy of its best epoch."""
+    return 4 * 5 * head.n_parameters()[0]
+
+
+def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
+    """How many heads of a shape fit the memory: what each keeps, and a batch's vectors.
+
+    Args:
+        goal: their shape.
+        head: one of them.
+        tokens: of a batch.
+        memory_bytes: for heads.
+
+    Raises:
+        PipelineError: not even one fits.
+    """
+    # Vectors of the forward and their gradients.
+    vectors = tokens * (len(goal.spec.layers) + 8) * goal.spec.width
+    each = int(weight_bytes(head) + 4 * 2 * vectors)
+    if each > memory_bytes:
+        raise PipelineError(
+            f"--memory {2 * memory_bytes / 2**30:.2g}GiB: one head of {goal.spec.fusion} takes about "
+            f"{each / 2**30:.2g}GiB of the half that is for heads, give more or lower --batch-size"
+        )
+    return memory_bytes // each
+
+
+def save_checkpoint(path: Path, fitting: Fitting) -> None:
+    """Writes the state of a stack: under another name first, then renamed.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    tensors, values = fitting.state()
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        safetensors.torch.save_file(whole, str(partial), metadata={"values": json.dumps(values)})
+        partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise PipelineError(f"{path} cannot be written: {error}") from error
+
+
+def load_checkpoint(path: Path, fitting: Fitting) -> None:
+    """Puts a stack to where a checkpoint has it; one that is damaged is as good as none."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            values = json.loads(file.metadata()["values"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return
+    fitting.resume(tensors, values)
