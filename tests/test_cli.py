@@ -499,6 +499,83 @@ def test_sweep_prints_its_keys_and_leaves_tables_and_pictures(work):
     assert f"{found['heads']} heads in" in text
 
 
+def test_sweep_from_a_file_and_flags_that_win(work):
+    config = work.folder / "sweep.toml"
+    config.write_text(
+        """
+        target = ["intent", "tags"]
+        fusion = ["linear"]
+        lr = [1e-2, 1e-3]
+        batch-size = 16
+        seeds = 2
+        epochs = 1
+        patience = 3
+        [set]
+        hidden = [8, 16]
+        """
+    )
+    found = succeed(
+        "sweep", work.store, "--config", config, "--out", work.folder / "c", "--target", "intent"
+    )
+    assert found["heads"] == 2 * 2 * 2
+    assert {row["target"] for row in found["rows"]} == {"intent"}
+    assert {row["batch_size"] for row in found["rows"]} == {16}
+    assert {json.loads(row["options"])["hidden"] for row in found["rows"]} == {"8", "16"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lrr = 1", "no flag 'lrr', did you mean 'lr'"),
+        ("lr = []", "an empty list"),
+        ("seeds = 'many'", "'--seeds'"),
+        ("lr = ['fast']", "--lr fast"),
+        ("epochs = [1, 2]", "'--epochs'"),
+        ("set = 3", "table of names and values"),
+        ("lr = {low = 1}", "a text, a number or a list"),
+        ("lr = ", "--config"),
+    ],
+)
+def test_wrong_file_of_a_sweep(work, text, said):
+    config = work.folder / "wrong.toml"
+    config.write_text(text)
+    asked = ["sweep", work.store, "--config", config, "--target", "intent", "--out", work.folder / "w"]
+    code, out, err = call(*asked)
+    assert (code, out) == (2, "")
+    assert said in " ".join(err.replace("│", " ").split())
+    assert not (work.folder / "w").exists()
+
+
+def test_sweep_with_rungs_and_with_trials(work):
+    asked = ["sweep", work.store, "--target", "intent", "--fusion", "linear,average", "--epochs", 3]
+    found = succeed(*asked, "--seeds", 4, "--rungs", "1,2", "--out", work.folder / "rungs")
+    assert sorted(row["epochs"] for row in found["rows"]) == sorted(2 * [1, 1, 2, 3])
+    more = ["--trials", 4, "--round", 2, "--lr", "1e-4..1e-1", "--memory", "1GiB"]
+    found = succeed(*asked, *more, "--out", work.folder / "trials")
+    assert found["heads"] == 4
+    fails([*asked, "--lr", "1e-4..1e-1", "--out", work.folder / "x"], "--trials N")
+    fails([*asked, "--rungs", "3", "--out", work.folder / "x"], "--rungs 3")
+
+
+def test_small_memory_streams_and_gives_the_same(work):
+    asked = [*training(work, "--epochs", "2", "--lr", "1e-2"), "--precision", "float32"]
+    whole = succeed(*asked)
+    asked[asked.index("--out") + 1] = work.folder / "streamed"
+    code, out, err = call(*asked, "--memory", "0.01MB", "--json")
+    assert code == 0, err
+    assert json.loads(out)["dev"] == whole["dev"]
+
+
+def test_bfloat16_products_are_near(work):
+    asked = training(work, "--epochs", "2", "--lr", "1e-2")
+    plain = succeed(*asked, "--precision", "float32")
+    asked[asked.index("--out") + 1] = work.folder / "half"
+    rounded = succeed(*asked, "--precision", "bfloat16")
+    assert rounded["dev"] == pytest.approx(plain["dev"], abs=15)
+    config = json.loads((work.folder / "half" / "config.json").read_text())
+    assert config["schedule"]["precision"] == "bfloat16"
+
+
 def test_sweep_of_what_is_not_there(work):
     asked = ["sweep", work.store, "--out", work.folder / "sweep"]
     fails([*asked, "--target", "intnt"], "did you mean 'intent'")

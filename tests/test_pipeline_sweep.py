@@ -83,8 +83,7 @@ def kill_after(monkeypatch, n_epochs):
     return calls
 
 
-@pytest.mark.parametrize("n_epochs", range(1, 6))
-@pytest.mark.parametrize("rungs", [(), (1, 2)])
+@pytest.mark.parametrize(("n_epochs", "rungs"), [(1, ()), (2, (1, 2)), (4, ()), (5, (1, 2))])
 def test_killed_sweep_goes_on_from_its_last_checkpoint(n_epochs, rungs, tmp_path, monkeypatch):
     grid = Grid(
         targets=["label", "tags"], fusions=["linear", "attention"], lr=[1e-2, 3e-3], dropout=[0.1], seeds=2
@@ -172,7 +171,7 @@ def test_stack_that_does_not_fit_is_split_and_says_so(tmp_path):
 
 
 def test_stacks_whose_weights_do_not_fit_together_train_one_after_the_other(tmp_path, monkeypatch):
-    grid = Grid(targets=["label"], fusions=["concat", "attention", "affine"], seeds=30)
+    grid = Grid(targets=["label"], fusions=["concat", "attention", "affine"], seeds=3)
     calls = kill_after(monkeypatch, 99)
     apart = run(tmp_path / "a", grid, memory_bytes=whole_at(grid))
     assert max(len(fusions) for _, fusions in calls) < 3
@@ -182,14 +181,16 @@ def test_stacks_whose_weights_do_not_fit_together_train_one_after_the_other(tmp_
 
 
 def test_streamed_sweep_equals_a_resident_one(tmp_path):
-    grid = Grid(targets=["tags"], fusions=["linear", "attention"], seeds=2)
-    streamed = Plan(store=tiny.shared().path, schedule=SCHEDULE, memory_bytes=whole_at(grid))
-    feeds = Runner(streamed)
-    list(feeds.train(grid.stacks(grid.shapes(tiny.shared(), "train"))))
+    grid = Grid(
+        targets=["tags"],
+        fusions=["linear", "attention"],
+        batch_size=[2],
+        options={"hidden": ["4"]},
+        seeds=2,
+    )
     notes = []
     small = run(tmp_path / "a", grid, memory_bytes=whole_at(grid), note=notes.append)
-    if not any("they are streamed" in note for note in notes):
-        pytest.fail("the heads need more than the states: make the bank larger")
+    assert sum("they are streamed" in note for note in notes) >= 1
     assert rows_of(small) == rows_of(run(tmp_path / "b", grid))
 
 
