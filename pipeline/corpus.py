@@ -6,7 +6,7 @@ columns are the input; what the other columns mean as labels is `pipeline.labels
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ class Corpus:
     words: str | None = None
     """The column of lists of words."""
 
+    options: str | None = None
+    """The column of lists of texts, one of which is to be chosen; each makes a pair with the text."""
+
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes of integer columns, where the source or the task has them."""
 
@@ -83,7 +86,7 @@ class Corpus:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The columns that are the input."""
-        return tuple(c for c in (self.text, self.text_pair, self.words) if c is not None)
+        return tuple(c for c in (self.text, self.text_pair, self.words, self.options) if c is not None)
 
     @property
     def columns(self) -> list[str]:
@@ -104,9 +107,10 @@ class Corpus:
         """Inputs in row order: a string a row, or a list of words a row where `words` is set."""
         return self._values(split, self.words or self.text or "", rows)
 
-    def pairs(self, split: str, rows: slice = slice(None)) -> list[str] | None:
-        """The second texts in row order, or None where the corpus has none."""
-        return None if self.text_pair is None else self._values(split, self.text_pair, rows)
+    def pairs(self, split: str, rows: slice = slice(None)) -> list[str] | list[list[str]] | None:
+        """The second texts in row order, or None where the corpus has none; with options, a list a row."""
+        column = self.options or self.text_pair
+        return None if column is None else self._values(split, column, rows)
 
     def _values(self, split: str, column: str, rows: slice) -> list[Any]:
         start, stop, step = rows.indices(len(self.split(split)))
@@ -121,6 +125,7 @@ def load_corpus(
     text: str | None = None,
     text_pair: str | None = None,
     words: str | None = None,
+    options: str | None = None,
     revision: str | None = None,
 ) -> Corpus:
     """Loads a data set.
@@ -132,6 +137,7 @@ def load_corpus(
         text: the column of texts, if it is not called ``text``.
         text_pair: the column of second texts, if it is not called ``text_pair``.
         words: the column of lists of words, if it is not called ``tokens``.
+        options: the column of lists of texts to choose from, for multiple choice.
         revision: the Hub's branch, tag or commit, instead of the task's own.
 
     Raises:
@@ -141,11 +147,16 @@ def load_corpus(
         raise PipelineError(
             "both --words and --text were given: the input is either words or text, drop one"
         )
+    if options is not None and (words is not None or text_pair is not None):
+        raise PipelineError(
+            "--options and --words or --text-pair were given: the options are the text's second half, "
+            "drop one"
+        )
     task, found = _find(data, {c for c in (text, text_pair) if c}, revision)
     splits, class_names = _named_splits(found, data, task)
-    if text is words is text_pair is None and task is not None:
-        text, text_pair, words = task.text, task.text_pair, task.words
-    inputs = _choose_inputs(next(iter(splits.values())), text, text_pair, words)
+    if text is words is text_pair is options is None and task is not None:
+        text, text_pair, words, options = task.text, task.text_pair, task.words, task.options
+    inputs = _choose_inputs(next(iter(splits.values())), text, text_pair, words, options)
     for split in splits.values():
         for role, column in inputs.items():
             if column is not None:
@@ -161,9 +172,11 @@ def _find(data: str, keep_text: set[str], revision: str | None) -> tuple[Task | 
     if named and (named["name"] in task_names() or _is_module(named["name"])):
         task = load_task(named["name"])
         if named["folder"] is not None:
-            return task, _read_folder(Path(named["folder"]).expanduser(), keep_text | _text_columns(task))
-        config = task.hub_config(named["name"], named["config"])
-        return task, _read_hub(task.hub, config, revision or task.revision)
+            rows = _read_folder(Path(named["folder"]).expanduser(), keep_text | _text_columns(task))
+        else:
+            config = task.hub_config(named["name"], named["config"])
+            rows = _read_hub(task.hub, config, revision or task.revision)
+        return task, _selected(rows, task, named["config"], data)
     if Path(data).expanduser().is_file():
         raise PipelineError(f"{data} is a file: give the folder that holds it")
     hub = _HUB_ID.fullmatch(data)
@@ -175,6 +188,29 @@ def _find(data: str, keep_text: set[str], revision: str | None) -> tuple[Task | 
         f"no folder {data!r}: give a folder with {_looked_for()}, a task ({', '.join(task_names())}) "
         "or a Hub id org/name"
     )
+
+
+def _selected(found: dict[str, Rows], task: Task, value: str | None, data: str) -> dict[str, Rows]:
+    """The rows whose `select` column has the value asked for; splits without such a row are left out."""
+    if task.select is None or value is None:
+        return found
+    kept, values = {}, set()
+    for split, rows in found.items():
+        if task.select not in rows.table.column_names:
+            raise PipelineError(
+                f"{rows.file}: no column {task.select!r}, which tells what {data!r} asks for"
+            )
+        column = rows.table[task.select]
+        values |= set(pc.unique(column).to_pylist())
+        mask = pc.fill_null(pc.equal(column, value), False)
+        if pc.any(mask).as_py():
+            lines = None if rows.lines is None else rows.lines[mask.to_numpy()]
+            kept[split] = replace(rows, table=rows.table.filter(mask), lines=lines)
+    if not kept:
+        raise PipelineError(
+            f"{data}: no row has {task.select} {value!r}: {nearest(value, map(str, values))}"
+        )
+    return kept
 
 
 def _is_module(name: str) -> bool:
@@ -289,11 +325,12 @@ def _renames(columns: Iterable[str], task: Task | None) -> dict[str, str]:
 
 
 def _parsed(split: Split, task: Task) -> Split:
-    """Replaces the columns that the task parses by what it makes of them, unless the words are there."""
-    columns = split.table.column_names
-    if task.parse is None or task.words in columns or not set(task.parse_from) <= set(columns):
+    """Replaces the columns that the task parses by what it makes of them, unless that is there already."""
+    columns = set(split.table.column_names)
+    made_already = {*_inputs_of(task), *task.targets} <= columns or task.words in columns
+    if task.parse is None or made_already or not set(task.parse_from) <= columns:
         return split
-    made: dict[str, list[pa.Array]] = {}
+    made: dict[str, list[Any]] = {}
     row = 0
     for batch in split.table.select(task.parse_from).to_batches(max_chunksize=CHUNK_ROWS):
         results = []
@@ -305,18 +342,27 @@ def _parsed(split: Split, task: Task) -> Split:
             results.append(task.parse(values))
             row += 1
         for name in results[0]:
-            made.setdefault(name, []).append(pa.array([r[name] for r in results], pa.list_(pa.string())))
+            made.setdefault(name, []).extend(r[name] for r in results)
     kept = split.table.drop_columns(list(task.parse_from))
-    for name, chunks in made.items():
-        kept = kept.append_column(name, pa.chunked_array(chunks))
+    for name, values in made.items():
+        kind = pa.infer_type(values)
+        # A list without an entry in any row; what it would hold is text in every task but those of numbers.
+        kind = pa.list_(pa.string()) if kind == pa.list_(pa.null()) else kind
+        kept = kept.append_column(name, pa.chunked_array([pa.array(values, kind)]))
     return Split(name=split.name, table=kept, file=split.file, lines=split.lines)
 
 
+def _inputs_of(task: Task) -> set[str]:
+    return {c for c in (task.text, task.text_pair, task.words, task.options) if c}
+
+
 def _choose_inputs(
-    split: Split, text: str | None, text_pair: str | None, words: str | None
+    split: Split, text: str | None, text_pair: str | None, words: str | None, options: str | None
 ) -> dict[str, str | None]:
     """The input columns by role: those asked for, else ``tokens``, else ``text`` and ``text_pair``."""
     columns = split.table.column_names
+    if options is not None:
+        return {"words": None, "text": text or "text", "text_pair": None, "options": options}
     if words is None and text is None and text_pair is None:
         if "tokens" in columns:
             words = "tokens"
@@ -346,7 +392,8 @@ def _check_input(split: Split, role: str, column: str) -> None:
         raise PipelineError(
             f"{split.where(row)}: column {column!r}: null; give a value, an empty one if need be"
         )
-    expected = pa.list_(pa.string()) if role == "words" else pa.string()
+    lists = role in ("words", "options")
+    expected = pa.list_(pa.string()) if lists else pa.string()
     if role == "words" and values.type == pa.list_(pa.null()):  # every list is empty
         return
     if not values.type.equals(expected):
@@ -354,8 +401,11 @@ def _check_input(split: Split, role: str, column: str) -> None:
             f"{split.where(0)}: column {column!r}: {describe(values.type)} where {describe(expected)} "
             f"was expected; change the file, or name another column by --{role.replace('_', '-')}"
         )
-    if role == "words" and (flat := pc.list_flatten(values)).null_count:
+    if lists and (flat := pc.list_flatten(values)).null_count:
         parents = pc.list_parent_indices(values).filter(pc.is_null(flat))
         raise PipelineError(
             f"{split.where(parents[0].as_py())}: column {column!r}: a word is null; give a string"
         )
+    if role == "options" and pc.min(pc.list_value_length(values)).as_py() < 1:
+        row = pc.index(pc.list_value_length(values), 0).as_py()
+        raise PipelineError(f"{split.where(row)}: column {column!r}: no option; give each row one or more")

@@ -17,7 +17,7 @@ PARQUET_BRANCH = "refs/convert/parquet"
 class Target:
     """One column of labels."""
 
-    kind: Literal["class", "tags", "float"]
+    kind: Literal["class", "tags", "float", "span", "choice"]
 
     metric: str
     """Name of the score the papers report."""
@@ -27,6 +27,9 @@ class Target:
 
     names_from: Literal["train", "all"] = "train"
     """The splits whose rows name the classes: ``all`` where the published test set has more than train."""
+
+    missing: float | None = None
+    """The number that says in a float column that a row has no label."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,9 @@ class Task:
 
     revision: str = "main"
 
+    select: str | None = None
+    """A column whose value the user may ask for after the colon, to get these rows alone."""
+
     splits: Mapping[str, str] = field(default_factory=dict)
     """Splits of the source that go by another name here, beside validation, which is always dev."""
 
@@ -59,7 +65,11 @@ class Task:
     text_pair: str | None = None
     words: str | None = None
 
+    options: str | None = None
+    """The column of the answers to choose from, a list of strings; each makes a pair with the text."""
+
     targets: Mapping[str, Target]
+    """By column; none where the text itself is what is learned."""
 
     citation: str
 
@@ -68,8 +78,10 @@ class Task:
             raise ValueError("a task has either a text column or a words column")
         if (self.parse is None) != (not self.parse_from):
             raise ValueError("`parse` and `parse_from` come together")
-        if self.takes_config == (not self.example):
+        if (self.takes_config or self.select is not None) == (not self.example):
             raise ValueError("a config that the user chooses, and only that, needs an example")
+        if self.options is not None and (self.text is None or self.text_pair is not None):
+            raise ValueError("the options of a task are the second half of its text")
 
     @property
     def takes_config(self) -> bool:
@@ -87,7 +99,7 @@ class Task:
             PipelineError: a config is missing, or there where the task has none.
         """
         if self.config is None or not self.takes_config:
-            if asked is not None:
+            if asked is not None and self.select is None:
                 raise PipelineError(
                     f"task {name!r} has no configs, {asked!r} was asked: use {name!r} alone"
                 )
