@@ -59,6 +59,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
 Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
+Options = Annotated[
+    str | None, typer.Option("--options", help="Column of lists of texts to choose from: multiple choice.")
+]
 Revision = Annotated[str | None, typer.Option(help="Hub revision of the data.")]
 Memory = Annotated[
     str, typer.Option(help="For states and heads, half each, such as 512MiB or 8GiB; more is streamed.")
@@ -93,7 +96,12 @@ def extract(
     data: Data,
     encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
     store: Annotated[str, typer.Option(help="Folder of the bank; an unfinished one is continued.")],
-    keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
+    keep: Annotated[
+        Literal["all", "words", "first", "masked"], typer.Option(help="Tokens to keep.")
+    ] = "all",
+    maskings: Annotated[
+        int, typer.Option(help="With --keep masked: how often each text is masked.", min=1)
+    ] = 1,
     dtype: Annotated[
         Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
     ] = "float16",
@@ -103,6 +111,7 @@ def extract(
     text: Text = None,
     text_pair: TextPair = None,
     words: Words = None,
+    options: Options = None,
     target: Annotated[list[str] | None, typer.Option(help="Label column; all that fit by default.")] = None,
     revision: Revision = None,
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
@@ -121,7 +130,8 @@ def extract(
     from pipeline.extract import extract as run
 
     set_threads(threads)
-    corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
+    columns = {"text": text, "text_pair": text_pair, "words": words, "options": options}
+    corpus = load_corpus(data, **columns, revision=revision)
     loaded = Encoder(
         encoder,
         revision=encoder_revision,
@@ -142,6 +152,7 @@ def extract(
             batch_tokens=batch_tokens,
             seed=seed,
             targets=target,
+            maskings=maskings,
             progress=bar,
         )
     _print(result, as_json, terminal.show_extraction)
@@ -155,6 +166,7 @@ def label(
     text: Text = None,
     text_pair: TextPair = None,
     words: Words = None,
+    options: Options = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -164,9 +176,8 @@ def label(
     from pipeline import terminal
 
     bank = open_bank(store)
-    corpus = module.load_labelled_corpus(
-        bank, data, text=text, text_pair=text_pair, words=words, revision=revision
-    )
+    columns = {"text": text, "text_pair": text_pair, "words": words, "options": options}
+    corpus = module.load_labelled_corpus(bank, data, **columns, revision=revision)
     result = {"store": store, "targets": [module.label(bank, corpus, column) for column in target]}
     _print(result, as_json, terminal.show_labels)
 

@@ -13,6 +13,9 @@ FORMAT_VERSION = 1
 
 STATES = "states"
 TARGETS = "targets"
+EXTRA = "extra"
+"""Group of what a target needs beside its labels, in the order of the source's rows."""
+
 STATES_AXES = ("layer", "token", "width")
 
 TOKEN_ARRAYS = {"input_ids": "int32", "word_id": "int32", "kind": "uint8"}
@@ -43,6 +46,7 @@ class Kind(IntEnum):
     CONTINUATION = 3  # further sub-word of a word
     PAIR_WORD = 4  # the same two for `text_pair`
     PAIR_CONTINUATION = 5
+    OPTION = 6  # first token of one option of a multiple choice; its word is the option's number
 
 
 @dataclass(frozen=True, kw_only=True)

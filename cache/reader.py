@@ -206,6 +206,14 @@ class Split:
             )
         return targets.read_target(self.group, name)
 
+    def target_extra(self, name: str) -> dict[str, ndarray]:
+        """What a target keeps beside its labels, in the order of the source's rows.
+
+        Raises:
+            CacheError: it is damaged.
+        """
+        return targets.read_extra(self.group, name)
+
     def check_chunk(self, index: int, block: int) -> None:
         """Reads one chunk of the states and checks its CRC-32C.
 

@@ -2,10 +2,11 @@
 
 A target is stored in the order in which examples were dealt to blocks, so that streaming a bank reads
 its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, words that
-``max_length`` cut off included.
+``max_length`` cut off included. So are choices, one an option, and token ids, one a kept token.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,15 @@ import numpy as np
 import zarr
 from jaxtyping import Int, Shaped
 from numpy import ndarray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from cache import store
 from cache.errors import CacheError
-from cache.layout import TARGETS
+from cache.layout import EXTRA, TARGETS
 
-TargetKind = Literal["class", "tags", "float"]
+TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
+
+_AXES = {"tags": ("word",), "choice": ("option",), "token": ("token",), "span": ("example", "end")}
 
 _CHUNK = 2**20
 
@@ -31,11 +34,21 @@ class Target:
     name: str
     kind: TargetKind
     names: tuple[str, ...]  # names of the classes or tags; () for numbers
-    values: Shaped[ndarray, " unit"]
-    """int32 class id an example or tag id a word, -1 where there is none; float32, NaN where none."""
+    values: Shaped[ndarray, "unit ..."]
+    """int32 class id an example or tag id a word, -1 where there is none; float32, NaN where none.
+
+    A span is the first and the last token of an answer, counted among the tokens of `text_pair`.
+    """
 
     metric: str | None = None
     """The score its task is known by."""
+
+    extra: Mapping[str, ndarray] = field(default_factory=dict)
+    """Further arrays in the order of the source's rows, such as the texts of answers. Not read back with
+    the target: see `read_extra`."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Options that its decoder starts with where the user gives none."""
 
 
 def spans(counts: Int[ndarray, " example"]) -> Int[ndarray, " boundary"]:
@@ -88,21 +101,56 @@ def write_target(split: zarr.Group, target: Target) -> None:
     if _is_stored(split, target):
         return
     try:
+        _write_extra(split, target)
         array = split.require_group(TARGETS).create_array(
             target.name,
             shape=target.values.shape,
-            chunks=(max(1, min(_CHUNK, len(target.values))),),
+            chunks=(max(1, min(_CHUNK, len(target.values))), *target.values.shape[1:]),
             dtype=target.values.dtype,
             compressors=[Crc32cCodec()],
-            dimension_names=("word" if target.kind == "tags" else "example",),
+            dimension_names=_AXES.get(target.kind, ("example",)),
             overwrite=True,
             config={"write_empty_chunks": True},
         )
         array[:] = target.values
         # Not `attrs.update`, which writes the file once for every key.
-        array.update_attributes({"kind": target.kind, "names": list(target.names), "metric": target.metric})
+        attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
+        array.update_attributes(
+            {**attrs, **({"settings": dict(target.settings)} if target.settings else {})}
+        )
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
+
+
+def _write_extra(split: zarr.Group, target: Target) -> None:
+    for key, values in target.extra.items():
+        array = split.require_group(f"{EXTRA}/{target.name}").create_array(
+            key,
+            shape=values.shape,
+            chunks=(max(1, min(_CHUNK, len(values))), *values.shape[1:]),
+            dtype=values.dtype,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+
+
+def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
+    """The further arrays of a target, in the order of the source's rows.
+
+    Raises:
+        CacheError: one is damaged.
+    """
+    where = f"{EXTRA}/{name}"
+    if where not in split:
+        return {}
+    try:
+        return {key: store.read_whole(array) for key, array in store.members(split[where]).items()}
+    except store.UNREADABLE as error:
+        raise CacheError(
+            f"{split.path}/{where} is damaged: write it again with 'layerbank label'"
+        ) from error
 
 
 def _is_stored(split: zarr.Group, target: Target) -> bool:
@@ -113,8 +161,12 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
         found = read_target(split, target.name)
     except CacheError:
         return False
-    same = (found.kind, found.names, found.metric) == (target.kind, target.names, target.metric)
-    return same and found.values.tobytes() == target.values.tobytes()
+    asked = (target.kind, target.names, target.metric, dict(target.settings))
+    same = (found.kind, found.names, found.metric, dict(found.settings)) == asked
+    if not same or found.values.tobytes() != target.values.tobytes():
+        return False
+    extra = read_extra(split, target.name) if target.extra else {}
+    return all(k in extra and extra[k].tobytes() == v.tobytes() for k, v in target.extra.items())
 
 
 def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:
@@ -147,4 +199,5 @@ def read_target(split: zarr.Group, name: str) -> Target:
         names=tuple(attrs["names"]),
         values=values,
         metric=attrs["metric"],
+        settings=attrs.get("settings", {}),
     )

@@ -127,10 +127,9 @@ class Writer:
     def write_target(self, split: str, target: targets.Target) -> None:
         """Writes labels given in row order: one a row, or for tags one a word."""
         plan, values = self.plans[split], target.values
-        if target.kind == "tags":
-            dealt = targets.reorder_tags(values, self.rows[split].n_words, plan.row)
-        else:
-            dealt = values[plan.row]
+        rows = self.rows[split]
+        counts = {"tags": rows.n_words, "choice": rows.n_words, "token": rows.length}.get(target.kind)
+        dealt = values[plan.row] if counts is None else targets.reorder_tags(values, counts, plan.row)
         targets.write_target(self._root[split], replace(target, values=dealt))
 
     def finish(

@@ -10,7 +10,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from cache import Split, Target
-from cache.targets import spans
+from cache.targets import TargetKind, spans
+from pipeline.answers import AnswerTexts
 from pipeline.feed import Batch, Feed, Resident, Streamed
 from pipeline.head import Head, Inputs
 from pipeline.selection import Selection, TokenSet, select
@@ -30,7 +31,9 @@ class Labelled:
     labels: Tensor  # of the units: examples, or decoded words
     gold: ndarray  # of all units of the source, words without a token included
     unit: Int[ndarray, " unit"]  # place of each unit in `gold`
-    gold_lengths: Int[ndarray, " example"] | None  # words of each example, for tags
+    gold_lengths: Int[ndarray, " example"] | None  # words, options or tokens of each example
+    kind: TargetKind = "class"
+    answers: AnswerTexts | None = None  # of a span target
 
     @property
     def n_examples(self) -> int:
@@ -134,6 +137,8 @@ def load(
         gold=target.values,
         unit=unit,
         gold_lengths=gold_lengths,
+        kind=target.kind,
+        answers=AnswerTexts(split, target.name) if target.kind == "span" else None,
     )
 
 
@@ -148,8 +153,10 @@ def _places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
 def _units(
     split: Split, target: Target, chosen: TokenSet
 ) -> tuple[Int[ndarray, " unit"], Int[ndarray, " example"] | None]:
-    """The place of each unit's label in the target; and for tags, the words of each example."""
-    if target.kind != "tags":
+    """The place of each unit's label in the target; and where units are no examples, how many each has."""
+    if target.kind == "token":
+        return np.arange(len(chosen.position)), split.length
+    if target.kind not in ("tags", "choice"):
         return np.arange(split.n_examples), None
     first = np.repeat(spans(split.n_words)[:-1], chosen.count)
     return first + split.word_id[chosen.position], split.n_words

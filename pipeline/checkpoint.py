@@ -42,7 +42,7 @@ def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote
 
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             if words and getattr(tokenizer, "add_prefix_space", None) is False:
                 tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
@@ -88,7 +88,7 @@ def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> n
         "output_loading_info": True,
     }
     try:
-        with _quiet():
+        with quiet():
             try:
                 model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
             except ValueError:  # an architecture without fused attention says so in this way
@@ -103,7 +103,7 @@ def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> n
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""
     from transformers.utils import logging
 

@@ -19,7 +19,7 @@ from jaxtyping import Int, UInt64
 from numpy import ndarray
 from torch import Tensor
 
-from cache import CacheError, Recipe, Rows, Target, Writer, open_bank
+from cache import CacheError, Recipe, Rows, Writer, open_bank
 from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
 from cache.targets import check_name, ranges
@@ -27,7 +27,9 @@ from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.corpus import Corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
-from pipeline.labels import Labels, find_labels, read_labels
+from pipeline.labels import Labels, find_labels, locate_labels, read_labels
+from pipeline.masking import Masked, check_maskable, chunked, masked
+from pipeline.output_layer import OutputLayer, read_output_layer
 from pipeline.tokens import Batch, Tokens, batches_of, tokenize
 from pipeline.versions import versions
 
@@ -80,6 +82,7 @@ def extract(
     batch_tokens: int | None = None,
     seed: int = 0,
     targets: Sequence[str] | None = None,
+    maskings: int = 1,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
@@ -96,6 +99,7 @@ def extract(
         batch_tokens: padded tokens in one forward; 1,024 on a CPU and 16,384 on a GPU by default.
         seed: of the deal of examples to blocks.
         targets: columns of labels; by default every column that can be one.
+        maskings: how often each chunk of text is masked, for ``masked``.
         progress: called after every block.
 
     Raises:
@@ -104,29 +108,52 @@ def extract(
         CacheError: the bank cannot be written, or is of another making.
     """
     began = time.perf_counter()
-    labels, skipped = _labels(corpus, targets)
     length = encoder.max_length(max_length)
-    tokens = {name: _tokenize(corpus, name, encoder, length) for name in corpus.splits}
+    texts: dict[str, Masked] = {}
+    skipped: dict[str, str] = {}
+    if maskings != 1 and keep != "masked":
+        raise PipelineError(f"--maskings {maskings}: only --keep masked has any, asked was --keep {keep}")
+    if keep == "masked":
+        check_maskable(corpus, encoder.tokenizer, targets)
+        output_layer = read_output_layer(encoder)
+        draw = {"maskings": maskings, "seed": seed, "vocabulary": output_layer.vocabulary}
+        texts = {name: _mask(corpus, name, encoder, length, draw) for name in corpus.splits}
+        tokens = {name: text.tokens for name, text in texts.items()}
+        found = [_token_labels(texts, output_layer)]
+    else:
+        found, skipped = _labels(corpus, targets)
+        tokens = {name: _tokenize(corpus, name, encoder, length) for name in corpus.splits}
+    kept = {name: split.kept(keep) for name, split in tokens.items()}
+    hashes = {n: texts[n].hashes() if n in texts else hash_rows(corpus, n) for n in tokens}
+    rows = {name: _rows(tokens[name], kept[name], hashes[name]) for name in tokens}
+    # A question is as long as all its options together, and lies whole inside one block.
+    longest = max(length, *(int(split.length.max(initial=0)) for split in rows.values()))
     recipe = Recipe(
         encoder=encoder.record,
         tokenizer_sha256=encoder.tokenizer_sha256,
-        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        columns={
+            "text": corpus.text,
+            "text_pair": corpus.text_pair,
+            "words": corpus.words,
+            **({"options": corpus.options} if corpus.options else {}),
+        },
         max_length=length,
         keep=keep,
         layers=_layers(layers, encoder.record.n_layers),
         dtype=dtype,
         seed=seed,
-        block_tokens=block_tokens_for(encoder.record.width, length),
+        block_tokens=block_tokens_for(encoder.record.width, longest),
         codec=codec,
         batch_tokens=batch_tokens or _batch_tokens(store, encoder),
     )
-    kept = {name: split.kept(keep) for name, split in tokens.items()}
-    rows = {name: _rows(corpus, name, tokens[name], kept[name]) for name in tokens}
     with Writer(store, recipe, rows, versions=versions()) as writer:
         stage = _Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run()
+        labels, cut = _located(corpus, encoder, length, found)
+        if keep == "masked":
+            output_layer.save(writer.path)
         _write_labels(writer, labels)
-        reports = {name: _report(writer, name, tokens[name]) for name in tokens}
+        reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
         writer.finish(reports, skipped=skipped)
     bank = open_bank(store)
     return Extraction(
@@ -199,12 +226,14 @@ class _Stage:
         """Computes a block's states into a buffer; returns the event after which they are there."""
         plan = self.writer.plans[split]
         chosen = plan.examples(block)
+        places = plan.start[chosen] - block * plan.block_tokens
+        sequences, start = self.tokens[split].pieces_of(plan.row[chosen], places, self.kept[split])
         self.encoder.encode(
-            self.tokens[split],
-            plan.row[chosen],
+            self.tokens[split].pieces(),
+            sequences,
             kept=self.kept[split],
             layers=self.writer.recipe.layers,
-            start=plan.start[chosen] - block * plan.block_tokens,
+            start=start,
             out=buffer,
             budget_tokens=self.writer.recipe.batch_tokens,
         )
@@ -322,22 +351,49 @@ def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
     return np.concatenate([*hashes, np.empty(0, np.uint64)])
 
 
-def _rows(corpus: Corpus, split: str, tokens: Tokens, kept: ndarray) -> Rows:
+def _mask(corpus: Corpus, split: str, encoder: Encoder, max_length: int, draw: Mapping[str, int]) -> Masked:
+    batches = batches_of(_read_batch(corpus, split), len(corpus.split(split)))
+    chunks = chunked(encoder.tokenizer, batches, max_length=max_length)
+    return masked(chunks, mask_id=encoder.tokenizer.mask_token_id, split=split, **draw)
+
+
+def _token_labels(texts: Mapping[str, Masked], output_layer: OutputLayer) -> Labels:
+    """What is to be predicted, and what a head that predicts it starts from."""
+    return Labels(
+        name="token",
+        kind="token",
+        names=(),
+        values={name: text.labels for name, text in texts.items()},
+        metric="perplexity",
+        settings=output_layer.settings(),
+    )
+
+
+def _rows(tokens: Tokens, kept: ndarray, text_hash: UInt64[ndarray, " row"]) -> Rows:
     before = np.concatenate([[0], np.cumsum(kept)])
     return Rows(
         length=np.diff(before[tokens.start]).astype(np.int32),
         n_words=tokens.n_words,
-        text_hash=hash_rows(corpus, split),
+        text_hash=text_hash,
     )
+
+
+def _located(
+    corpus: Corpus, encoder: Encoder, max_length: int, labels: Sequence[Labels]
+) -> tuple[list[Labels], dict[str, dict[str, int]]]:
+    """The labels with their answers found in the tokens; and of each split, how many were cut off."""
+    found = [
+        locate_labels(corpus, label, tokenizer=encoder.tokenizer, max_length=max_length) for label in labels
+    ]
+    spans = [label for label in found if label.kind == "span"]
+    cut = {name: {"answers_cut": sum(label.cut[name] for label in spans)} for name in corpus.splits}
+    return found, cut if spans else {}
 
 
 def _write_labels(writer: Writer, labels: Sequence[Labels]) -> None:
     for label in labels:
-        for split, values in label.values.items():
-            target = Target(
-                name=label.name, kind=label.kind, names=label.names, values=values, metric=label.metric
-            )
-            writer.write_target(split, target)
+        for split in label.values:
+            writer.write_target(split, label.target(split))
 
 
 def _report(writer: Writer, split: str, tokens: Tokens) -> dict[str, Any]:

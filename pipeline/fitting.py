@@ -83,10 +83,10 @@ class Fitting:
         for group in self.groups:
             group.step(inputs, labels, scale, number, self.schedule.precision)
 
-    def predict(self, batch: Batch) -> Shaped[Tensor, "head unit"]:
-        """The prediction of every head that is alive for the units of a dev batch."""
-        inputs, _, _ = self.job.dev.of(batch)
-        found = [group.predict(inputs, self.schedule.precision) for group in self.groups]
+    def predict(self, batch: Batch) -> Shaped[Tensor, "head unit ..."]:
+        """What every head that is alive makes of the units of a dev batch, see `Decoder.outcome`."""
+        inputs, labels, _ = self.job.dev.of(batch)
+        found = [group.predict(inputs, labels, self.schedule.precision) for group in self.groups]
         return torch.cat(found)
 
     def end_epoch(self, dev: Mapping[str, Float64[ndarray, " head"]], seconds: float) -> list[Epoch]:
@@ -192,7 +192,7 @@ class _Group:
 
     def begin_epoch(self) -> None:
         self.heads.train()
-        device = next((p.device for p in self.heads.parameters()), None)
+        device = next((t.device for t in (*self.heads.parameters(), *self.heads.buffers())), None)
         self.total = torch.zeros(len(self.numbers), device=device)
         self.failed = torch.zeros(len(self.numbers), dtype=torch.long, device=device)
 
@@ -208,10 +208,12 @@ class _Group:
         # On the device, without a look at it: a look would wait for the step.
         self.failed = torch.where((self.failed == 0) & ~loss.isfinite(), number + 1, self.failed)
 
-    def predict(self, inputs: Inputs, precision: Precision) -> Shaped[Tensor, "head unit"]:
+    def predict(
+        self, inputs: Inputs, labels: Tensor, precision: Precision
+    ) -> Shaped[Tensor, "head unit ..."]:
         self.heads.eval()
         scores = scores_of(self.heads, inputs, precision)
-        return self.heads.decoder.predict(scores, inputs.decoded_lengths)
+        return self.heads.decoder.outcome(scores, labels, inputs.decoded_lengths)
 
     def keep(self, numbers: list[int], rates: Sequence[HeadRates]) -> None:
         """Lets go of all heads but some."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import safetensors.torch
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from cache.targets import Target, TargetKind
@@ -14,7 +16,14 @@ from pipeline.decoders._base import Decoder
 from pipeline.errors import PipelineError, nearest
 from pipeline.fusions._base import Fusion
 
-DECODER_FOR: Mapping[str, str] = {"class": "classifier", "tags": "tagger", "float": "regressor"}
+DECODER_FOR: Mapping[str, str] = {
+    "class": "classifier",
+    "tags": "tagger",
+    "float": "regressor",
+    "span": "span",
+    "choice": "choice",
+    "token": "masked_lm",
+}
 """The decoder a kind of target gets where none is asked for."""
 
 
@@ -108,9 +117,11 @@ def plan_head(
             f"--decoder {decoder} learns {decoder_part.target_kind}, target {target.name!r} is "
             f"{target.kind}: use --decoder {DECODER_FOR[target.kind]}"
         )
-    if target.kind != "float" and len(target.names) < 2:
+    named = target.kind in ("class", "tags")
+    if named and len(target.names) < 2:
         raise PipelineError(f"target {target.name!r} has {len(target.names)} class: nothing to learn")
-    given, takes = dict(options or {}), parts.hyper_parameters(decoder_part)
+    takes = parts.hyper_parameters(decoder_part)
+    given = {name: value for name, value in target.settings.items() if name in takes} | dict(options or {})
     known = {*takes, *parts.hyper_parameters(fusion_part)}
     for name in given:
         if name not in known:
@@ -135,7 +146,7 @@ def plan_head(
         decoder=decoder,
         layers=tuple(layers),
         width=width,
-        n_classes=1 if target.kind == "float" else len(target.names),
+        n_classes=len(target.names) if named else int(target.settings.get("vocabulary", 1)),
         fusion_options=fusion_options,
         decoder_options=parts.options(decoder_part, of_decoder),
     )
@@ -159,9 +170,21 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
             seed=seed,
             **spec.decoder_options,
         )
+        if spec.decoder_options.get("output_layer"):
+            decoder.start_from(_read_weights(spec.decoder_options["output_layer"]))
     except ValueError as error:
         raise PipelineError(f"--fusion {spec.fusion}, --decoder {spec.decoder}: {error}") from error
     return Head(fusion, decoder)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(
+            f"the encoder's output layer cannot be read from {path} ({error}): extract the bank again, or "
+            "give --set output_layer=none"
+        ) from error
 
 
 def kind_of(spec: HeadSpec) -> TargetKind:

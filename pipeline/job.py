@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -154,6 +155,9 @@ def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
         raise PipelineError(
             f"split {split} of {bank.path} has no label of target {name!r}: name another split"
         )
+    if "output_layer" in target.settings:
+        file = str(Path(bank.path, target.settings["output_layer"]).absolute())
+        target = replace(target, settings={**target.settings, "output_layer": file})
     return part, target
 
 

@@ -8,10 +8,12 @@ import numpy as np
 from cache import Bank, Split, Target
 from cache.store import local_path, writing
 from cache.targets import reorder_tags, write_target
+from pipeline.checkpoint import load_tokenizer
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.extract import hash_rows
-from pipeline.labels import Labels, read_labels
+from pipeline.labels import Labels, locate_labels, read_labels
+from pipeline.tokens import tokenizer_sha256
 
 
 def load_labelled_corpus(
@@ -23,7 +25,7 @@ def load_labelled_corpus(
         bank: the bank.
         data: as `pipeline.corpus.load_corpus` takes it.
         revision: of the data on the Hub.
-        columns: `text`, `text_pair` or `words`.
+        columns: `text`, `text_pair`, `words` or `options`.
 
     Raises:
         PipelineError: the data cannot be read.
@@ -47,10 +49,16 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         PipelineError: the rows are not the bank's, or the column cannot be a target.
         CacheError: the bank cannot be written.
     """
+    if bank.recipe.keep == "masked":
+        raise PipelineError(f"{bank.path}: a bank of --keep masked has chunks of text and takes no labels")
     path = local_path(bank.path)
     if path is None:
         raise PipelineError(f"{bank.path}: labels can be added to a bank in a local folder only")
     labels = read_labels(corpus, column)
+    if labels.kind == "span":
+        labels = locate_labels(
+            corpus, labels, tokenizer=_tokenizer_of(bank), max_length=bank.recipe.max_length
+        )
     shared = [name for name in bank.splits if name in labels.values]
     if not shared:
         raise PipelineError(
@@ -71,6 +79,17 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
     }
 
 
+def _tokenizer_of(bank: Bank) -> Any:
+    """The tokenizer a bank was made with, which answers are found by; the encoder is not loaded."""
+    encoder = bank.recipe.encoder
+    tokenizer = load_tokenizer(encoder.name, encoder.revision, words=False, trust_remote_code=False)
+    if tokenizer_sha256(tokenizer) != bank.recipe.tokenizer_sha256:
+        raise PipelineError(
+            f"the tokenizer at {encoder.name} is not the one {bank.path} was made with: put that one back"
+        )
+    return tokenizer
+
+
 def _check_rows(split: Split, corpus: Corpus) -> None:
     found = hash_rows(corpus, split.name)
     if len(found) != split.n_examples:
@@ -89,11 +108,8 @@ def _check_rows(split: Split, corpus: Corpus) -> None:
 
 def _dealt(split: Split, labels: Labels) -> Target:
     """A split's labels in the bank's order."""
-    values = labels.values[split.name]
-    target = Target(
-        name=labels.name, kind=labels.kind, names=labels.names, values=values, metric=labels.metric
-    )
-    if labels.kind != "tags":
+    values, target = labels.values[split.name], labels.target(split.name)
+    if labels.kind not in ("tags", "choice"):
         return replace(target, values=values[split.row])
     n_words = np.empty_like(split.n_words)
     n_words[split.row] = split.n_words

@@ -4,14 +4,17 @@ This module knows what a column means as a target. It knows no file format and n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
+from cache.targets import Target as BankTarget
+from cache.targets import TargetKind
+from pipeline.answers import Answers, kind_of, locate, read_answers, read_choices
 from pipeline.corpus import Corpus, Split
 from pipeline.errors import PipelineError, nearest
 from pipeline.readers import IOB
@@ -32,16 +35,61 @@ class Labels:
     """One target of a corpus."""
 
     name: str
-    kind: Literal["class", "tags", "float"]
+    kind: TargetKind
 
     names: tuple[str, ...]
-    """Names of the classes or tags in the order of their numbers; empty for floats."""
+    """Names of the classes or tags in the order of their numbers; empty for other kinds."""
 
     values: dict[str, np.ndarray]
-    """By split: int32 an example; tags int32 a word, example after example; floats float32 an example."""
+    """By split: int32 an example; tags int32 a word, example after example; floats float32 an example;
+    choices int32 an option. None for spans, which a tokenizer must find first."""
+
+    answers: dict[str, Answers] = field(default_factory=dict)
+    """By split: the answers of a span target."""
+
+    extra: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    """By split: what the bank keeps beside a span target."""
+
+    cut: dict[str, int] = field(default_factory=dict)
+    """By split: rows whose answer stands in no token, most of them because it was cut off."""
 
     metric: str | None = None
     """The score a named task reports; None elsewhere."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Options that a decoder of it starts with."""
+
+    def target(self, split: str) -> BankTarget:
+        """The labels of one split as a bank takes them, in row order."""
+        return BankTarget(
+            name=self.name,
+            kind=self.kind,
+            names=self.names,
+            values=self.values[split],
+            metric=self.metric,
+            extra=self.extra.get(split, {}),
+            settings=self.settings,
+        )
+
+
+def locate_labels(corpus: Corpus, labels: Labels, *, tokenizer: Any, max_length: int) -> Labels:
+    """The labels with the answers of a span target found in the tokens; others as they are.
+
+    Raises:
+        PipelineError: the tokenizer has no offsets.
+    """
+    if labels.kind != "span":
+        return labels
+    found = {
+        split: locate(corpus, split, answers, tokenizer=tokenizer, max_length=max_length)
+        for split, answers in labels.answers.items()
+    }
+    return replace(
+        labels,
+        values={split: one.values for split, one in found.items()},
+        extra={split: one.extra for split, one in found.items()},
+        cut={split: one.cut for split, one in found.items()},
+    )
 
 
 class NotATargetError(PipelineError):
@@ -113,6 +161,14 @@ class _Values:
 def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
     target = corpus.task.targets.get(column) if corpus.task else None
     columns = _values(corpus, column)
+    metric = target.metric if target else None
+    of_questions = kind_of(corpus, column, target.kind if target else None, asked=asked)
+    if of_questions == "choice":
+        choices = read_choices(corpus, column)
+        return Labels(name=column, kind="choice", names=(), values=dict(choices), metric=metric)
+    if of_questions == "span":
+        answers = read_answers(corpus, column)
+        return Labels(name=column, kind="span", names=(), values={}, answers=answers, metric=metric)
     kind = _kind(corpus, columns)
     if target is not None and target.kind != kind:
         whole = all(pa.types.is_integer(values.flat.type) for values in columns.values())
@@ -122,9 +178,10 @@ def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
                 f"{target.kind!r}; use the task's own columns"
             )
         kind = "float"
-    metric = target.metric if target else None
     if kind == "float":
         floats = {name: _floats(split, columns.get(name)) for name, split in corpus.splits.items()}
+        if target is not None and target.missing is not None:
+            floats = {name: np.where(v == target.missing, np.nan, v) for name, v in floats.items()}
         return Labels(name=column, kind=kind, names=(), values=floats, metric=metric)
     if kind == "tags":
         _check_lengths(corpus, columns, asked=asked or target is not None)

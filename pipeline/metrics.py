@@ -1,33 +1,40 @@
 """Scores of predictions against gold labels, for all heads of a stack at once.
 
 Plain numpy over a leading head axis; it knows target kinds and class names, no decoder, no data set and
-no torch. Scores are percentages, but for `mse`. A unit whose gold label is missing (-1, or NaN for floats)
-does not count. A prediction of -1 means that there is none (the word was cut off by a maximum length): it
-is wrong, and for entities it is the tag O. Where a score is undefined (0 divided by 0) it is 0.
+no torch. Scores are percentages, but for `mse`, `cross_entropy` and `perplexity`. A unit whose gold label
+is missing (-1, or NaN for floats) does not count. A prediction of -1 means that there is none (the word was
+cut off by a maximum length): it is wrong, and for entities it is the tag O. Where a score is undefined (0
+divided by 0) it is 0.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Num, Shaped
 
 from pipeline.errors import PipelineError, nearest
 
-Kind = Literal["class", "tags", "float"]
+Kind = Literal["class", "tags", "float", "span", "choice", "token"]
 Scores = Float64[np.ndarray, " head"]
+
+_MAX_NATS = 700.0
+"""Above it, the perplexity is no number any more."""
 
 METRICS: dict[str, tuple[str, ...]] = {
     "class": ("accuracy", "macro_f1", "matthews", "binary_f1"),
     "tags": ("f1", "precision", "recall", "accuracy"),
     "float": ("spearman", "pearson", "mse"),
+    "span": ("span_f1", "exact_match"),
+    "choice": ("accuracy",),
+    "token": ("perplexity", "cross_entropy"),
 }
 """What can be said of each kind of target; the first that applies is the default."""
 
 
 def higher_is_better(metric: str) -> bool:
     """Whether the head with the higher score is the better one."""
-    return metric != "mse"
+    return metric not in ("mse", "perplexity", "cross_entropy")
 
 
 def applicable(kind: Kind, names: Sequence[str] = ()) -> list[str]:
@@ -64,6 +71,14 @@ def resolve(metric: str | None, kind: Kind, names: Sequence[str] = ()) -> str:
     return metric
 
 
+@runtime_checkable
+class Texts(Protocol):
+    """What scores spans, which are compared as texts."""
+
+    def score(self, predictions: Int[np.ndarray, "head example 2"]) -> dict[str, Scores]:
+        """`span_f1` and `exact_match`."""
+
+
 def score(
     metric: str,
     *,
@@ -92,17 +107,55 @@ def score(
 
 def report(
     *,
-    predictions: Num[np.ndarray, "head unit"],
-    gold: Num[np.ndarray, " unit"],
+    predictions: Num[np.ndarray, "head unit ..."],
+    gold: Num[np.ndarray, "unit ..."],
     names: Sequence[str] = (),
     lengths: Int[np.ndarray, " example"] | None = None,
+    kind: Kind | None = None,
+    answers: Texts | None = None,
 ) -> dict[str, Scores]:
-    """All scores that apply to the target, the default first; arguments as for `score`."""
-    known = applicable(_kind(gold, lengths), names)
+    """All scores that apply to the target, the default first; arguments as for `score`.
+
+    Args:
+        predictions: as for `score`; first and last token for spans, 1 for the option taken and 0 for the
+            others for choices, and for tokens the negative log-likelihood in nats of each label.
+        gold: the labels.
+        names: names of the classes or tags, by id.
+        lengths: words or options per example.
+        kind: the target's; told by `gold` and `lengths` if None.
+        answers: the texts of a span target.
+    """
+    kind = kind or _kind(gold, lengths)
+    if kind == "span":
+        assert answers is not None
+        return answers.score(predictions)
+    if kind == "choice":
+        assert lengths is not None
+        return {"accuracy": choice_accuracy(predictions, gold, lengths)}
+    if kind == "token":
+        nats = cross_entropy(predictions, gold)
+        return {"perplexity": np.exp(np.minimum(nats, _MAX_NATS)), "cross_entropy": nats}
+    known = applicable(kind, names)
     entities: dict[str, Scores] = {}
     if "f1" in known and lengths is not None:
         entities = entity_f1(predictions, gold, names=names, lengths=lengths)
     return {m: entities[m] if m in entities else _PLAIN[m](predictions, gold) for m in known}
+
+
+def choice_accuracy(
+    predictions: Int[np.ndarray, "head option"],
+    gold: Int[np.ndarray, " option"],
+    lengths: Int[np.ndarray, " example"],
+) -> Scores:
+    """Share of examples of which a right option was taken; those without a right one do not count."""
+    example = np.repeat(np.arange(len(lengths)), lengths)
+    labelled = np.bincount(example, weights=gold == 1, minlength=len(lengths)) > 0
+    return _percent(((predictions == 1) & (gold == 1)).sum(1), labelled.sum())
+
+
+def cross_entropy(nats: Float[np.ndarray, "head token"], gold: Int[np.ndarray, " token"]) -> Scores:
+    """Mean negative log-likelihood of the tokens with a label, in nats."""
+    return np.asarray(nats[:, gold >= 0].mean(1, dtype=np.float64))
 
 
 def accuracy(predictions: Int[np.ndarray, "head unit"], gold: Int[np.ndarray, " unit"]) -> Scores:

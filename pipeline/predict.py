@@ -3,9 +3,10 @@
 This is how the late-fusion papers mean to deploy: many tasks, one frozen encoder.
 """
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cache.layout import Keep
 from cache.targets import spans
+from pipeline.answers import context_offsets
 from pipeline.arrays import TORCH_DTYPES
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -38,6 +40,21 @@ CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
+class _Contexts:
+    """The second texts of some inputs, and where their tokens stand in them."""
+
+    texts: Sequence[str] = ()
+    offsets: Sequence[Int[ndarray, "token 2"]] = ()
+
+    def answers(self, found: Int[ndarray, "example 2"]) -> list[str]:
+        """The characters of the spans; an empty text where there is none."""
+        return [
+            text[offsets[first, 0] : offsets[last, 1]] if first >= 0 else ""
+            for text, offsets, (first, last) in zip(self.texts, self.offsets, found, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
 class _Encoded:
     """States of some inputs' tokens; a `pipeline.batches.TokenTable`."""
 
@@ -49,6 +66,7 @@ class _Encoded:
     n_words: Int[ndarray, " example"]
     layers: tuple[int, ...]
     states: Float[Tensor, "layer token width"]
+    contexts: _Contexts = _Contexts()
 
 
 class Predictor:
@@ -72,7 +90,20 @@ class Predictor:
             check_encoder(run, encoder.record.weights_sha256, encoder.tokenizer_sha256, what=name)
         self._check_together()
         reads = {run.head.reads for run in self.runs}
-        self._keep: Keep = "all" if "all" in reads else "words" if "words" in reads else "first"
+        self._masks = "masked" in reads
+        if self._masks and reads != {"masked"}:
+            raise PipelineError(
+                "a masked language model reads other tokens than the other runs: predict alone"
+            )
+        self._keep: Keep = (
+            "masked"
+            if self._masks
+            else "all"
+            if reads & {"all", "pair"}
+            else "words"
+            if "words" in reads
+            else "first"
+        )
         self._layers = tuple(sorted({layer for run in self.runs for layer in run.spec.layers}))
         for run in self.runs:
             run.head.to(encoder.device).eval()
@@ -95,10 +126,11 @@ class Predictor:
 
         Args:
             texts: strings, or lists of words where the runs were trained on words.
-            pairs: second texts, where the runs were trained on pairs.
+            pairs: second texts, where the runs were trained on pairs; lists of options for multiple choice.
 
         Yields:
-            The prediction of each run under its target's name: a class name, a list of tags, a number.
+            The prediction of each run under its target's name: a class name, a list of tags, a number, the
+            text of an answer, the number of the option taken, or a token for each mask in the text.
             `words_cut` counts words that `max_length` cut off, if there are any; their tag is O.
         """
         for first in range(0, len(texts), CHUNK_ROWS):
@@ -108,7 +140,12 @@ class Predictor:
                 [(texts[here], None if pairs is None else pairs[here])],
                 max_length=self.runs[0].source.max_length,
             )
+            if self._masks:
+                mask = tokens.input_ids == self._encoder.tokenizer.mask_token_id
+                tokens = replace(tokens, predicted=mask)
             encoded = self._encode(tokens)
+            if any(run.target.kind == "span" for run in self.runs):
+                encoded = replace(encoded, contexts=self._contexts(texts[here], pairs and pairs[here]))
             columns = {run.target.name: self._predict(run, encoded) for run in self.runs}
             for i in range(len(tokens.length)):
                 row = {name: values[i] for name, values in columns.items()}
@@ -121,6 +158,10 @@ class Predictor:
         for shown, predicted in zip(rows.shown, self.predict(rows.texts, rows.pairs), strict=True):
             yield {**shown, **predicted}
 
+    def _contexts(self, texts: Any, contexts: Any) -> "_Contexts":
+        length = self.runs[0].source.max_length
+        return _Contexts(contexts, context_offsets(self._encoder.tokenizer, texts, contexts, length))
+
     def _encode(self, tokens: Tokens) -> _Encoded:
         kept = tokens.kept(self._keep)
         length = np.diff(spans(kept.view(np.int8))[tokens.start])
@@ -128,12 +169,13 @@ class Predictor:
         states = torch.zeros(
             len(self._layers), int(length.sum()), self._encoder.record.width, device=self._encoder.device
         )
+        sequences, places = tokens.pieces_of(np.arange(len(length)), start, kept)
         self._encoder.encode(
-            tokens,
-            np.arange(len(length)),
+            tokens.pieces(),
+            sequences,
             kept=kept,
             layers=self._layers,
-            start=start,
+            start=places,
             out=states,
             budget_tokens=self._batch_tokens,
         )
@@ -157,6 +199,14 @@ class Predictor:
             return _tags(run, encoded, selection, guess)
         if run.target.kind == "float":
             return [float(value) for value in guess]
+        if run.target.kind == "span":
+            return encoded.contexts.answers(guess)
+        if run.target.kind == "choice":
+            parts = np.split(guess, spans(encoded.n_words)[1:-1])
+            return [int(part.argmax()) for part in parts]
+        if run.target.kind == "token":
+            tokens = self._encoder.tokenizer.convert_ids_to_tokens(guess.tolist())
+            return [tokens[a:b] for a, b in itertools.pairwise(spans(selection.decoded.count))]
         return [run.target.names[i] for i in guess]
 
 
@@ -187,9 +237,11 @@ def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> 
     return tags
 
 
-def _reading(run: Run) -> tuple[int, bool, bool]:
+def _reading(run: Run) -> tuple[int, bool, bool, bool]:
     """What runs must share to share a forward: the longest input, and what an input is."""
-    return run.source.max_length, words_based(run), run.source.columns.get("text_pair") is not None
+    columns = run.source.columns
+    second = columns.get("text_pair") is not None, columns.get("options") is not None
+    return run.source.max_length, words_based(run), *second
 
 
 def words_based(run: Run) -> bool:
@@ -271,6 +323,8 @@ def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
     if words_based(run):
         words = [line.split() for line in lines]
         return Rows(texts=words, pairs=None, shown=[{"tokens": row} for row in words])
+    if run.source.columns.get("options") is not None:
+        return _options_from_lines(run, lines)
     if run.source.columns.get("text_pair") is None:
         return Rows(texts=list(lines), pairs=None, shown=[{"text": line} for line in lines])
     halves = [line.split("\t") for line in lines]
@@ -286,6 +340,21 @@ def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
     )
 
 
+def _options_from_lines(run: Run, lines: Sequence[str]) -> Rows:
+    parts = [line.split("\t") for line in lines]
+    for number, part in enumerate(parts, start=1):
+        if len(part) < 2:
+            raise PipelineError(
+                f"input {number}: {run.path} chooses among options: give the text and the options with "
+                "tabs between"
+            )
+    return Rows(
+        texts=[part[0] for part in parts],
+        pairs=[part[1:] for part in parts],
+        shown=[{"text": part[0], "options": part[1:]} for part in parts],
+    )
+
+
 def _from_jsonl(run: Run, file: str) -> Rows:
     columns = run.source.columns
     rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
@@ -298,10 +367,10 @@ def _from_jsonl(run: Run, file: str) -> Rows:
     first = columns.get("words") or columns.get("text") or ""
     texts = rows.table[first].to_pylist()
     _check_types(rows, first, words=words_based(run))
-    pair = columns.get("text_pair")
+    pair = columns.get("text_pair") or columns.get("options")
     pairs = None if pair is None else rows.table[pair].to_pylist()
     if pair is not None:
-        _check_types(rows, pair, words=False)
+        _check_types(rows, pair, words=columns.get("options") is not None)
     shown = rows.table.select([c for c in columns.values() if c]).to_pylist()
     return Rows(texts=texts, pairs=pairs, shown=shown)
 

@@ -184,7 +184,9 @@ def load_run(path: str) -> Run:
             values=_NO_VALUES, **{**config["target"], "names": tuple(config["target"]["names"])}
         )
         source = Source(**{**source, "encoder": EncoderRecord(**source["encoder"])})
-        head = build_head(spec, seed=0)
+        # The encoder's own output layer is in the weights that follow; its file may be gone.
+        options = {name: v for name, v in spec.decoder_options.items() if name != "output_layer"}
+        head = build_head(replace(spec, decoder_options=options), seed=0)
         weights = safetensors.torch.load_file(str(folder / WEIGHTS))
         head.load_state_dict({name: value[None] for name, value in weights.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

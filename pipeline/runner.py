@@ -249,8 +249,8 @@ class Runner:
 
 
 def weight_bytes(head: Head) -> int:
-    """What a head in training keeps: weights, gradient, two moments, the copy of its best epoch."""
-    return 4 * 5 * head.n_parameters()[0]
+    """What a head in training keeps: weights, gradient, moments, the best epoch's copy, and buffers."""
+    return 4 * (5 * head.n_parameters()[0] + sum(buffer.numel() for buffer in head.buffers()))
 
 
 def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
@@ -266,7 +266,7 @@ def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
         PipelineError: not even one fits.
     """
     # Vectors of the forward and their gradients.
-    vectors = tokens * (len(goal.spec.layers) + 8) * goal.spec.width
+    vectors = tokens * ((len(goal.spec.layers) + 8) * goal.spec.width + goal.spec.n_classes)
     each = int(weight_bytes(head) + 4 * 2 * vectors)
     if each > memory_bytes:
         raise PipelineError(

@@ -12,7 +12,30 @@ from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
 from pipeline.head import Head
 
-_SHORT = {"all": "every token", "words": "the first sub-word of every word", "first": "the first token"}
+_SHORT = {
+    "all": "every token",
+    "words": "the first sub-word of every word",
+    "first": "the first token",
+    "pair": "every token of the second text",
+    "options": "the first token of every option",
+    "masked": "the predicted positions",
+}
+
+_KEPT_BY = {
+    "all": ("all",),
+    "words": ("all", "words"),
+    "first": ("all", "words", "first"),
+    "pair": ("all",),
+    "options": ("all", "words", "first"),
+    "masked": ("masked",),
+}
+"""The `--keep` of the banks that have some tokens, the smallest last."""
+
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    "words": (Kind.WORD,),
+    "pair": (Kind.PAIR_WORD, Kind.PAIR_CONTINUATION),
+    "options": (Kind.OPTION,),
+}
 
 
 @runtime_checkable
@@ -58,13 +81,13 @@ def token_set(table: TokenTable, tokens: str, *, why: str) -> TokenSet:
 
     Args:
         table: where the tokens are.
-        tokens: all, words or first.
+        tokens: which, see `pipeline.decoders._base.Tokens`.
         why: the part that needs them, for the message.
 
     Raises:
         PipelineError: the bank does not keep them.
     """
-    enough = {"all": ("all",), "words": ("all", "words"), "first": ("all", "words", "first")}[tokens]
+    enough = _KEPT_BY[tokens]
     if table.keep not in enough:
         raise PipelineError(
             f"{why} reads {_SHORT[tokens]}, the bank has --keep {table.keep}: "
@@ -74,11 +97,11 @@ def token_set(table: TokenTable, tokens: str, *, why: str) -> TokenSet:
         count = np.minimum(table.length, 1)
         return TokenSet(position=table.start[count > 0], count=count)
     position = ranges(table.start, table.length)
-    if tokens == "all":
+    if tokens in ("all", "masked"):
         return TokenSet(position=position, count=table.length)
-    is_word = table.kind[position] == Kind.WORD
-    before, ends = spans(is_word.view(np.int8)), spans(table.length)
-    return TokenSet(position=position[is_word], count=np.diff(before[ends]))
+    wanted = np.isin(table.kind[position], _KINDS[tokens])
+    before, ends = spans(wanted.view(np.int8)), spans(table.length)
+    return TokenSet(position=position[wanted], count=np.diff(before[ends]))
 
 
 def select(table: TokenTable, head: Head) -> Selection:

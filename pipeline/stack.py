@@ -10,7 +10,8 @@ layers that carry it; it knows no fusion, no decoder and no data.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+    "tanh": torch.tanh,
+}
+"""Functions of one number, by the name under which a part takes them."""
 
 
 def uniform(shape: Sequence[int], bound: float, generator: torch.Generator) -> nn.Parameter:

@@ -143,6 +143,11 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         note(f"column {column!r} is no target: {reason}")
     if any(facts["words_cut"] for facts in result["splits"].values()):
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
+    for split, facts in result["splits"].items():
+        if facts.get("answers_cut"):
+            note(
+                f"{facts['answers_cut']} answers of {split} stand in no token, most cut off by --max-length"
+            )
 
 
 def show_labels(result: Mapping[str, Any]) -> None:

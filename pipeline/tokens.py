@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,11 +12,12 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from cache.layout import Keep, Kind
+from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 Batch = tuple[Inputs, Inputs | None]
-"""Texts (or lists of words) of some rows, and their pairs."""
+"""Texts (or lists of words) of some rows, and their pairs; or for each a list of options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +29,40 @@ class Tokens:
     kind: UInt8[ndarray, " token"]  # see `cache.layout.Kind`
     type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
     start: Int[ndarray, " boundary"]
-    n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token included
+    n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token too; options
     words_cut: int  # words that `max_length` cut off, of pairs too
     words_empty: int  # words that the tokenizer makes no token of
+    predicted: Bool[ndarray, " token"] | None = None  # of masked text: the positions to predict
+    piece: Int[ndarray, " piece_end"] | None = None  # of the sequences to encode, where rows have several
 
     @cached_property
     def length(self) -> Int[ndarray, " row"]:
         """Tokens of each row."""
         return np.diff(self.start)
+
+    def pieces(self) -> "Tokens":
+        """The same tokens with each sequence of its own a row: what an encoder is given."""
+        return self if self.piece is None else replace(self, start=self.piece, piece=None)
+
+    def pieces_of(
+        self, rows: Int[ndarray, " chosen"], start: Int[ndarray, " chosen"], kept: Bool[ndarray, " token"]
+    ) -> tuple[Int[ndarray, " piece"], Int[ndarray, " piece"]]:
+        """The sequences of some rows, by their number in `pieces`, and where their kept tokens go.
+
+        Args:
+            rows: which rows.
+            start: where the kept tokens of each of those rows begin.
+            kept: which tokens of all rows are kept.
+        """
+        if self.piece is None:
+            return rows, start
+        first = np.searchsorted(self.piece, self.start[rows])
+        count = np.searchsorted(self.piece, self.start[rows + 1]) - first
+        pieces = ranges(first, count)
+        length = self.piece[pieces + 1] - self.piece[pieces]
+        before = spans(kept[ranges(self.piece[pieces], length)].view(np.int8))[spans(length)[:-1]]
+        # Kept tokens of the pieces before, less those of the rows before.
+        return pieces, before + np.repeat(start - before[spans(count)[:-1]], count)
 
     def kept(self, keep: Keep) -> Bool[ndarray, " token"]:
         """Which tokens a bank of that `keep` holds."""
@@ -43,11 +70,13 @@ class Tokens:
             return np.ones(len(self.kind), dtype=bool)
         first = np.zeros(len(self.kind), dtype=bool)
         first[self.start[:-1][self.length > 0]] = True
+        first |= self.kind == Kind.OPTION
         if keep == "first":
             return first
         if keep == "words":
             return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
-        raise PipelineError(f"--keep {keep}: this version keeps all, words or first")
+        assert self.predicted is not None, "text that was not masked"
+        return self.predicted
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
@@ -64,7 +93,11 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
     """
     parts: list[_Row] = []
     for texts, pairs in batches:
-        parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
+        if pairs is not None and len(pairs) and not isinstance(pairs[0], str):
+            parts += _tokenize_options(tokenizer, texts, pairs, max_length)
+        else:
+            parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
+    piece_lengths = [part.pieces or (len(part.ids),) for part in parts]
     start = np.concatenate([[0], np.cumsum([len(part.ids) for part in parts], dtype=np.int64)])
     return Tokens(
         input_ids=_flat([part.ids for part in parts], np.int32),
@@ -75,6 +108,9 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         n_words=np.array([part.n_words for part in parts], dtype=np.int32),
         words_cut=sum(part.cut for part in parts),
         words_empty=sum(part.empty for part in parts),
+        piece=spans(np.concatenate([np.array(p, np.int64) for p in piece_lengths]))
+        if any(part.pieces for part in parts)
+        else None,
     )
 
 
@@ -87,6 +123,7 @@ class _Row:
     n_words: int
     cut: int
     empty: int
+    pieces: tuple[int, ...] = ()  # tokens of each sequence, where there are several
 
 
 def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
@@ -101,17 +138,7 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             "use an encoder that has a tokenizer.json, or rows of plain text"
         )
     _check_room(tokenizer, max_length, pair=pairs is not None)
-    encoded = tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        is_split_into_words=words,
-        truncation=True,
-        max_length=max_length,
-        padding=False,
-        return_attention_mask=False,
-        return_special_tokens_mask=True,
-        verbose=False,
-    )
+    encoded = encode_batch(tokenizer, texts, pairs, max_length)
     rows = []
     for i, ids in enumerate(encoded["input_ids"]):
         types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
@@ -124,6 +151,48 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             sequence_ids, cut = word_ids, set()
         rows.append(_row(ids, types, word_ids, sequence_ids, cut, len(texts[i]) if words else None))
     return rows
+
+
+def _tokenize_options(
+    tokenizer: Any, texts: Inputs, options: Sequence[Sequence[str]], max_length: int
+) -> list[_Row]:
+    """Rows of several sequences: the text with each of its options."""
+    repeated = [text for text, own in zip(texts, options, strict=True) for _ in own]
+    flat = _tokenize_batch(tokenizer, repeated, [o for own in options for o in own], max_length)
+    ends = np.cumsum([len(own) for own in options]).tolist()
+    return [_joined(flat[end - len(own) : end]) for end, own in zip(ends, options, strict=True)]
+
+
+def _joined(options: Sequence[_Row]) -> _Row:
+    """One row of the sequences of a question; the first token of each is marked and numbered."""
+    word_id, kind = [part.word_id.copy() for part in options], [part.kind.copy() for part in options]
+    for number in range(len(options)):
+        word_id[number][0], kind[number][0] = number, Kind.OPTION
+    return _Row(
+        ids=np.concatenate([part.ids for part in options]),
+        word_id=np.concatenate(word_id),
+        kind=np.concatenate(kind),
+        type_id=np.concatenate([part.type_id for part in options]),
+        n_words=len(options),
+        cut=sum(part.cut for part in options),
+        empty=sum(part.empty for part in options),
+        pieces=tuple(len(part.ids) for part in options),
+    )
+
+
+def encode_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
+    """What a tokenizer makes of some rows; every use of it must cut the same way."""
+    return tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        is_split_into_words=bool(len(texts)) and not isinstance(texts[0], str),
+        truncation=True,
+        max_length=max_length,
+        padding=False,
+        return_attention_mask=False,
+        return_special_tokens_mask=True,
+        verbose=False,
+    )
 
 
 def _check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:

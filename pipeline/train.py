@@ -19,9 +19,6 @@ from pipeline.fitting import Fitting, scores_of
 from pipeline.head import Head
 from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained
 
-EVALUATION_EXAMPLES = 256
-"""Examples scored at once outside training."""
-
 Progress = Callable[[int, Sequence[Epoch]], None]
 """Called after every epoch with its number and the last line of each head."""
 
@@ -110,7 +107,8 @@ def dev_scores(fittings: Sequence[Fitting]) -> list[dict[str, ndarray]]:
     feed = fittings[0].job.dev.feed
     with torch.inference_mode():
         everything = np.arange(feed.n_examples)
-        for batch in feed.batches(everything, batch_size=EVALUATION_EXAMPLES, dtype=dtype):
+        size = min(fitting.groups[0].heads.decoder.evaluated_at_once for fitting in fittings)
+        for batch in feed.batches(everything, batch_size=size, dtype=dtype):
             for guesses, fitting in zip(found, fittings, strict=True):
                 guesses.add(fitting.job.dev.units(batch), fitting.predict(batch))
     return [
@@ -127,12 +125,11 @@ def predictions(heads: Head, data: Labelled, precision: Precision = "float32") -
     which counts as wrong.
     """
     heads.eval()
-    guesses = _Guesses(next((p.shape[0] for p in heads.parameters()), 1), data)
-    for inputs, _, units in data.batches(
-        np.arange(data.n_examples), batch_size=EVALUATION_EXAMPLES, dtype=getattr(torch, precision)
-    ):
+    guesses = _Guesses(next((t.shape[0] for t in (*heads.parameters(), *heads.buffers())), 1), data)
+    size, everything = heads.decoder.evaluated_at_once, np.arange(data.n_examples)
+    for inputs, labels, units in data.batches(everything, batch_size=size, dtype=getattr(torch, precision)):
         scores = scores_of(heads, inputs, precision)
-        guesses.add(units, heads.decoder.predict(scores, inputs.decoded_lengths))
+        guesses.add(units, heads.decoder.outcome(scores, labels, inputs.decoded_lengths))
     return guesses.all()
 
 
@@ -141,14 +138,21 @@ class _Guesses:
 
     def __init__(self, n_heads: int, data: Labelled) -> None:
         self._data = data
-        floats = data.gold.dtype.kind == "f"
+        floats = data.gold.dtype.kind == "f" or data.kind == "token"
         nothing, dtype = (np.nan, np.float64) if floats else (-1, np.int64)
-        self._out = np.full((n_heads, len(data.gold)), nothing, dtype=dtype)
+        self._out = np.full((n_heads, *data.gold.shape), nothing, dtype=dtype)
 
     def add(self, units: Int[ndarray, " unit"], guess: torch.Tensor) -> None:
         """Takes the predictions for some units."""
         self._out[:, self._data.unit[units]] = guess.cpu().numpy()
 
     def all(self) -> dict[str, Any]:
-        """Predictions, labels, and for tags the words of each example."""
-        return {"predictions": self._out, "gold": self._data.gold, "lengths": self._data.gold_lengths}
+        """Predictions, labels, and what else `pipeline.metrics.report` asks for."""
+        data = self._data
+        return {
+            "predictions": self._out,
+            "gold": data.gold,
+            "lengths": data.gold_lengths,
+            "kind": data.kind,
+            "answers": data.answers,
+        }

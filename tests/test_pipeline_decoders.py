@@ -22,8 +22,12 @@ CASES = [(name, {}) for name in NAMES] + [
     ("regressor", {"pooling": "mean"}),
     ("tagger", {"layers": "linear"}),
     ("tagger", {"crf": True}),
+    ("span", {"layers": "mlp", "longest": 2}),
+    ("choice", {"layers": "linear"}),
 ]
 WIDTH = 8
+BY_TOKEN = ("tags", "choice", "token")
+"""Kinds of targets whose units are tokens of an example and not examples."""
 
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: str(x))
 
@@ -44,9 +48,16 @@ def batch(decoder, heads=1, lengths=(3, 0, 1, 5)):
     if decoder.tokens == "first":
         lengths = lengths.clamp(max=1)
     fused = torch.randn(heads, int(lengths.sum()), WIDTH, generator=generator)
-    n_units = int(lengths.sum()) if decoder.target_kind == "tags" else len(lengths)
+    n_units = int(lengths.sum()) if decoder.target_kind in BY_TOKEN else len(lengths)
     if decoder.target_kind == "float":
         return fused, lengths, torch.randn(n_units, generator=generator)
+    if decoder.target_kind == "span":
+        ends = torch.rand(n_units, 2, generator=generator) * lengths[:, None]
+        return fused, lengths, torch.where(lengths[:, None] > 0, ends.long().sort(1).values, -1)
+    if decoder.target_kind == "choice":
+        labels = torch.zeros(n_units, dtype=torch.long)
+        labels[(lengths.cumsum(0) - 1)[lengths > 0]] = 1
+        return fused, lengths, labels
     return fused, lengths, torch.randint(0, 5, (n_units,), generator=generator)
 
 
@@ -102,22 +113,23 @@ def test_without_labels_the_loss_is_zero_and_has_a_gradient(name, options, lengt
     loss.sum().backward()
     assert loss.tolist() == [0.0]
     assert all((p.grad == 0).all() for p in decoder.parameters())
-    assert decoder.predict(scores, lengths).shape == (1, len(labels))
+    assert decoder.predict(scores, lengths).shape == (1, *labels.shape)
 
 
 @each_case
 def test_units_without_a_label_do_not_count(name, options):
     decoder = build(name, options)
     fused, lengths, labels = batch(decoder, lengths=(3, 4))
-    kept = slice(0, 3) if decoder.target_kind == "tags" else slice(0, 1)
+    kept = slice(0, 3) if decoder.target_kind in BY_TOKEN else slice(0, 1)
     labels = torch.cat([labels[kept], missing(labels[kept.stop :])])
     scores = decoder(fused, lengths).detach().requires_grad_()
     loss = decoder.loss(scores, labels, lengths)
     loss.sum().backward()
-    alone = decoder.loss(scores[:, kept], labels[kept], lengths[:1])
+    here = slice(0, 3) if decoder.target_kind == "span" else kept  # its scores are of tokens
+    alone = decoder.loss(scores[:, here], labels[kept], lengths[:1])
     torch.testing.assert_close(loss, alone)
-    assert scores.grad[:, kept].abs().sum() > 0
-    assert scores.grad[:, kept.stop :].abs().sum() == 0
+    assert scores.grad[:, here].abs().sum() > 0
+    assert scores.grad[:, here.stop :].abs().sum() == 0
 
 
 @pytest.mark.parametrize("name", ["classifier", "regressor"])
@@ -252,3 +264,57 @@ def test_viterbi_in_groups_of_heads_is_the_same(monkeypatch):
     whole = crf.decode(scores, lengths)
     monkeypatch.setattr("pipeline.decoders.tagger.MAX_PATHS", 1)
     assert torch.equal(crf.decode(scores, lengths), whole)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    longest=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_span_is_the_best_of_all_that_are_allowed(lengths, longest, seed):
+    generator = torch.Generator().manual_seed(seed)
+    decoder = build("span", {"longest": longest})
+    scores = torch.randn(2, sum(lengths), 2, generator=generator)
+    found = decoder.predict(scores, torch.tensor(lengths))
+    labels = torch.full((len(lengths), 2), -1)
+    losses = [[], []]
+    for k, n in enumerate(lengths):
+        here = scores[:, sum(lengths[:k]) : sum(lengths[: k + 1])].double()
+        for head in range(2):
+            allowed = [(i, j) for i in range(n) for j in range(i, min(n, i + longest))]
+            best = max(allowed, key=lambda s: here[head, s[0], 0] + here[head, s[1], 1], default=(-1, -1))
+            assert tuple(found[head, k].tolist()) == best
+        if n and k % 2 == 0:
+            labels[k] = torch.randint(0, n, (2,), generator=generator).sort().values
+            for head in range(2):
+                logs = here[head].log_softmax(0)
+                losses[head].append(-(logs[labels[k, 0], 0] + logs[labels[k, 1], 1]).item() / 2)
+    loss = decoder.loss(scores, labels, torch.tensor(lengths))
+    assert loss.tolist() == pytest.approx([np.mean(row) if row else 0.0 for row in losses], abs=1e-5)
+
+
+@given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_a_choice_is_a_softmax_over_the_options_of_a_question(lengths, seed):
+    generator = torch.Generator().manual_seed(seed)
+    decoder = build("choice", {})
+    scores = torch.randn(2, sum(lengths), 1, generator=generator) * 3
+    labels = torch.randint(0, 2, (sum(lengths),), generator=generator)
+    labels[: lengths[0]] = -1
+    found = decoder.predict(scores, torch.tensor(lengths)).split(lengths, dim=1)
+    losses = [[], []]
+    for k, (own, right) in enumerate(zip(scores.split(lengths, 1), labels.split(lengths), strict=True)):
+        for head in range(2):
+            if lengths[k]:
+                assert found[k][head].tolist() == [int(i == own[head].argmax()) for i in range(lengths[k])]
+            if (right == 1).any():
+                p = own[head, :, 0].double().softmax(0)
+                losses[head].append(-p[right == 1].sum().log().item())
+    loss = decoder.loss(scores, labels, torch.tensor(lengths))
+    assert loss.tolist() == pytest.approx([np.mean(row) if row else 0.0 for row in losses], abs=1e-5)
+
+
+def test_spans_of_no_length_are_refused():
+    with pytest.raises(ValueError, match="longest is 0"):
+        build("span", {"longest": 0})

@@ -171,7 +171,9 @@ def test_the_default_and_what_applies():
     assert "binary_f1" not in metrics.applicable("class", ["a", "b", "c"])
     assert "binary_f1" in metrics.applicable("class", ["a", "b"])
     assert [m for kind in metrics.METRICS.values() for m in kind if not metrics.higher_is_better(m)] == [
-        "mse"
+        "mse",
+        "perplexity",
+        "cross_entropy",
     ]
 
 
@@ -187,3 +189,31 @@ def test_entities_need_entity_tags():
         metrics.score(
             "f1", predictions=np.array([[0]]), gold=np.array([0]), names=["NOUN"], lengths=np.array([1])
         )
+
+
+@given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_the_accuracy_of_choices_is_a_loop_over_questions(data, lengths):
+    flags = [data.draw(st.lists(st.sampled_from([0, 1]), min_size=n, max_size=n)) for n in lengths]
+    gold = [[-1] * len(f) if data.draw(st.booleans()) else f for f in flags]
+    taken = [[data.draw(st.integers(0, n - 1)) for n in lengths] for _ in range(2)]
+    predictions = np.array(
+        [[int(k == t) for n, t in zip(lengths, row, strict=True) for k in range(n)] for row in taken]
+    )
+    found = metrics.report(
+        predictions=predictions,
+        gold=np.concatenate(gold).astype(np.int32),
+        lengths=np.array(lengths),
+        kind="choice",
+    )["accuracy"]
+    for head in range(2):
+        right = [g[t] == 1 for g, t in zip(gold, taken[head], strict=True) if 1 in g]
+        assert found[head] == pytest.approx(100 * np.mean(right) if right else 0)
+
+
+def test_perplexity_is_the_exponential_of_the_mean_cross_entropy():
+    nats, gold = np.array([[1.0, 2.0, 50.0], [0.0, 1e9, 0.0]]), np.array([4, 9, -1])
+    found = metrics.report(predictions=nats, gold=gold, kind="token")
+    assert found["cross_entropy"].tolist() == [1.5, 5e8]
+    assert found["perplexity"][0] == pytest.approx(np.exp(1.5))
+    assert np.isfinite(found["perplexity"][1])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pipeline.stack import Dropout, Linear
 
-Tokens = Literal["all", "words", "first"]
+Tokens = Literal["all", "words", "first", "pair", "options", "masked"]
+TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
 Layers = Literal["mlp", "linear"]
 Pooling = Literal["first", "mean", "max"]
 
@@ -18,13 +19,17 @@ Pooling = Literal["first", "mean", "max"]
 class Decoder(nn.Module, ABC):
     """Maps fused vectors to predictions, for each head of a stack.
 
-    A *unit* is what gets one prediction: an example for a classifier, a word for a tagger. A subclass
+    A *unit* is what gets one prediction: an example for a classifier, a word for a tagger, an option for
+    multiple choice, a token for a masked language model. A subclass
     is built for one head: ``__init__(self, *, width, n_classes, generator, seed, <its own
     hyper-parameters>)``; its parameters start with a head axis (see `pipeline.stack`).
     """
 
-    target_kind: ClassVar[Literal["class", "tags", "float"]]
+    target_kind: ClassVar[TargetKind]
     """The kind of target it learns."""
+
+    evaluated_at_once: ClassVar[int] = 256
+    """Examples scored at once outside training; fewer where the scores of one take much memory."""
 
     tokens: Tokens
     """Which tokens of an example it looks at; the others never reach it."""
@@ -54,6 +59,33 @@ class Decoder(nn.Module, ABC):
         self, scores: Float[Tensor, "head unit score"], lengths: Int[Tensor, " example"]
     ) -> Shaped[Tensor, "head unit"]:
         """The prediction for every unit: a class id, a tag id or a number."""
+
+    def outcome(
+        self,
+        scores: Float[Tensor, "head unit score"],
+        labels: Shaped[Tensor, "label ..."],
+        lengths: Int[Tensor, " example"],
+    ) -> Shaped[Tensor, "head label ..."]:
+        """What the metrics of its kind of target look at: the prediction, unless that is not enough."""
+        return self.predict(scores, lengths)
+
+
+def padded(
+    values: Float[Tensor, "head token score"], lengths: Int[Tensor, " example"], *, fill: float = -1e30
+) -> Float[Tensor, "head example longest score"]:
+    """The tokens of each example in a row of their own, filled up to the longest.
+
+    The fill is finite, so that a softmax over a row of nothing is a number and has a gradient.
+
+    >>> padded(torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([1, 2]), fill=0.0)[0, :, :, 0].tolist()
+    [[1.0, 0.0], [2.0, 3.0]]
+    """
+    longest = int(lengths.max()) if len(lengths) else 0
+    example = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    place = torch.arange(values.shape[1], device=values.device) - (lengths.cumsum(0) - lengths)[example]
+    table = values.new_full((len(values), len(lengths) * longest, values.shape[2]), fill)
+    table = table.index_copy(1, example * longest + place, values)
+    return table.view(len(values), len(lengths), longest, values.shape[2])
 
 
 def pool(
