@@ -235,6 +235,31 @@ def tiny_encoder(family: str = "bert") -> str:
     return folder
 
 
+MASKED_LM = {
+    "bert": transformers.BertForMaskedLM,
+    "distilbert": transformers.DistilBertForMaskedLM,
+    "albert": transformers.AlbertForMaskedLM,
+    "roberta": transformers.RobertaForMaskedLM,
+    "electra": transformers.ElectraForMaskedLM,
+}
+"""Families that have an output layer, each of its own making."""
+
+
+@cache
+def tiny_masked_lm(family: str = "bert") -> str:
+    """The folder of a tiny masked language model, its output layer included."""
+    folder = str(_root() / f"{family}-masked-lm")
+    tokenizer, config, _ = _BUILDERS[family]()
+    torch.manual_seed(0)
+    model = MASKED_LM[family](config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.15)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def copy_of(
     family: str, folder: Path, change: Callable[[dict[str, torch.Tensor]], None] | None = None
 ) -> str:
