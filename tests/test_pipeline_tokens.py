@@ -172,11 +172,6 @@ def test_words_of_pairs_are_kept():
     assert tokens.kind[tokens.kept("words")].tolist() == [Kind.SPECIAL, 2, 2, 4]
 
 
-def test_a_keep_that_is_not_there_yet_is_refused():
-    with pytest.raises(PipelineError, match="--keep masked: this version keeps all, words or first"):
-        tokens_of("bert", [["the"]]).kept("masked")
-
-
 @pytest.mark.parametrize(
     ("family", "pairs", "special"),
     [("bert", None, 2), ("bert", ["fox"], 3), ("roberta", ["fox"], 4), ("t5", None, 1), ("llama", None, 0)],
