@@ -189,6 +189,7 @@ def show_bank(result: Mapping[str, Any]) -> None:
             "layers": f"{', '.join(map(str, result['layers']))} of 0 to {encoder['n_layers'] - 1}",
             "width": encoder["width"],
             "dtype": result["dtype"],
+            "precision": result["precision"],
             "keep": result["keep"],
             "max_length": result["max_length"],
             "size": size(result["bytes"]),
