@@ -21,7 +21,7 @@ _CPU_UNITS = {"bfloat16": ("amx_bf16", "avx512_bf16", "bf16"), "float16": ("amx_
 
 
 def pick_precision(asked: str, device: torch.device, store: str | None = None) -> str:
-    """The precision of a forward; ``auto`` is the bank's own, else bfloat16 where the device is made for it.
+    """The precision of a forward; ``auto``: the bank's own, else bfloat16 if the device has units for it.
 
     Args:
         asked: ``auto`` or one of `PRECISIONS`.
@@ -57,7 +57,7 @@ def is_fast(precision: str, device: torch.device) -> bool:
         return newest >= ((8, 0) if precision == "bfloat16" else (7, 0))
     if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return False  # an older torch does not say
-    units: dict[str, Any] = torch.cpu.get_capabilities()  # type: ignore[attr-defined]
+    units = torch.cpu.get_capabilities()
     return any(units.get(name, False) for name in _CPU_UNITS[precision])
 
 

@@ -49,6 +49,11 @@ class Tokens:
             return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
         raise PipelineError(f"--keep {keep}: this version keeps all, words or first")
 
+    def kept_length(self, keep: Keep) -> Int[ndarray, " row"]:
+        """Tokens of each row that a bank of that `keep` holds."""
+        before = np.concatenate([[0], np.cumsum(self.kept(keep))])
+        return np.diff(before[self.start]).astype(np.int32)
+
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
     """Tokenizes rows with the special tokens of the encoder, cut to `max_length` tokens.

@@ -73,7 +73,7 @@ def test_bfloat16_products_leave_the_sums_in_float32(family):
     one, other = states_of(exact, (0, 1, 2)), states_of(short, (0, 1, 2))
     error = (other - one).norm(dim=(1, 2)) / one.norm(dim=(1, 2))
     assert error[0] == 0
-    # A product of bfloat16 numbers is off by 2^-9 or so; the tiny encoders have two blocks of large weights.
+    # A product of bfloat16 numbers is off by 2^-9 or so; the tiny encoders have large weights.
     assert (error[1:] > 1e-4).all()
     assert (error < 0.03).all()
     # Not rounded once more: a state of the last layer is no bfloat16 number.
@@ -81,7 +81,7 @@ def test_bfloat16_products_leave_the_sums_in_float32(family):
 
 
 def test_an_encoder_that_does_not_compute_in_it_says_so_and_auto_goes_back_to_float32(monkeypatch):
-    with pytest.raises(PrecisionError, match="--precision bfloat16: .* does not compute in it"):
+    with pytest.raises(PrecisionError, match=r"--precision bfloat16: .* does not compute in it"):
         open_encoder(tiny_encoder("deberta"), precision="bfloat16", device="cpu")
     monkeypatch.setattr(module, "is_fast", lambda *_: True)
     assert open_encoder(tiny_encoder("deberta"), device="cpu").precision == "float32"
