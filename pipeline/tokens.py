@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,20 +68,59 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         PipelineError: the rows are words and the tokenizer is not a fast one, or `max_length` has no
             room for more than the special tokens.
     """
-    parts: list[_Row] = []
-    for texts, pairs in batches:
-        parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
-    start = np.concatenate([[0], np.cumsum([len(part.ids) for part in parts], dtype=np.int64)])
+    parts = [
+        _join_rows(_rows_of(tokenizer, texts, encoded))
+        for texts, encoded in _encoded_ahead(tokenizer, batches, max_length)
+    ]
+    return _join(parts)
+
+
+def _encoded_ahead(
+    tokenizer: Any, batches: Iterable[Batch], max_length: int
+) -> Iterator[tuple[Inputs, Any]]:
+    """Texts and what the tokenizer makes of them; it works on the next batch while this one is read."""
+    before: tuple[Inputs, Future[Any]] | None = None
+    # One thread: a tokenizer is told of truncation by being changed, which two must not do at a time.
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+        for texts, pairs in batches:
+            now = texts, pool.submit(_encode, tokenizer, texts, pairs, max_length)
+            if before:
+                yield before[0], before[1].result()
+            before = now
+        if before:
+            yield before[0], before[1].result()
+
+
+def _join_rows(rows: Sequence["_Row"]) -> Tokens:
+    """Some rows as one table: a few large arrays take much less memory than many small ones."""
     return Tokens(
-        input_ids=_flat([part.ids for part in parts], np.int32),
+        input_ids=_flat([row.ids for row in rows], np.int32),
+        word_id=_flat([row.word_id for row in rows], np.int32),
+        kind=_flat([row.kind for row in rows], np.uint8),
+        type_id=_flat([row.type_id for row in rows], np.uint8),
+        start=_ends([len(row.ids) for row in rows]),
+        n_words=np.array([row.n_words for row in rows], dtype=np.int32),
+        words_cut=sum(row.cut for row in rows),
+        words_empty=sum(row.empty for row in rows),
+    )
+
+
+def _join(parts: Sequence[Tokens]) -> Tokens:
+    lengths = _flat([part.length for part in parts], np.int64)
+    return Tokens(
+        input_ids=_flat([part.input_ids for part in parts], np.int32),
         word_id=_flat([part.word_id for part in parts], np.int32),
         kind=_flat([part.kind for part in parts], np.uint8),
         type_id=_flat([part.type_id for part in parts], np.uint8),
-        start=start,
-        n_words=np.array([part.n_words for part in parts], dtype=np.int32),
-        words_cut=sum(part.cut for part in parts),
-        words_empty=sum(part.empty for part in parts),
+        start=_ends(lengths),
+        n_words=_flat([part.n_words for part in parts], np.int32),
+        words_cut=sum(part.words_cut for part in parts),
+        words_empty=sum(part.words_empty for part in parts),
     )
+
+
+def _ends(lengths: Sequence[int] | ndarray) -> ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +138,7 @@ def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
     return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype, copy=False)
 
 
-def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> list[_Row]:
+def _encode(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
     words = bool(len(texts)) and not isinstance(texts[0], str)
     if words and not tokenizer.is_fast:
         raise PipelineError(
@@ -106,7 +146,7 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             "use an encoder that has a tokenizer.json, or rows of plain text"
         )
     _check_room(tokenizer, max_length, pair=pairs is not None)
-    encoded = tokenizer(
+    return tokenizer(
         list(texts),
         list(pairs) if pairs is not None else None,
         is_split_into_words=words,
@@ -117,6 +157,10 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
         return_special_tokens_mask=True,
         verbose=False,
     )
+
+
+def _rows_of(tokenizer: Any, texts: Inputs, encoded: Any) -> list[_Row]:
+    words = bool(len(texts)) and not isinstance(texts[0], str)
     rows = []
     for i, ids in enumerate(encoded["input_ids"]):
         types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
