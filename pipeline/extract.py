@@ -250,6 +250,7 @@ class _Stage:
         )
         counts = self._counts(split, block)
         buffer[:, int(counts[1]) :] = 0
+        self.tokens[split].release()
         self._done += counts
         if buffer.device.type != "cuda":
             return None

@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,12 @@ from numpy import ndarray
 
 from cache.layout import Keep, Kind
 from pipeline.errors import PipelineError
+
+_COLUMNS = {"input_ids": np.int32, "word_id": np.int32, "kind": np.uint8, "type_id": np.uint8}
+"""The arrays with one entry a token."""
+
+_IN_MEMORY_BYTES = 2**22
+"""A longer array lies in a temporary file and is mapped, so that memory does not grow with the data."""
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 Batch = tuple[Inputs, Inputs | None]
@@ -52,8 +61,17 @@ class Tokens:
 
     def kept_length(self, keep: Keep) -> Int[ndarray, " row"]:
         """Tokens of each row that a bank of that `keep` holds."""
-        before = np.concatenate([[0], np.cumsum(self.kept(keep))])
-        return np.diff(before[self.start]).astype(np.int32)
+        counts = self.length.astype(np.int32)
+        if keep != "all":
+            some = counts > 0
+            counts[some] = np.add.reduceat(self.kept(keep), self.start[:-1][some], dtype=np.int32)
+        return counts
+
+    def release(self) -> None:
+        """Lets go of the memory of what lies in a file; it is read again when it is needed."""
+        for array in (self.input_ids, self.word_id, self.kind, self.type_id):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
@@ -68,11 +86,12 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         PipelineError: the rows are words and the tokenizer is not a fast one, or `max_length` has no
             room for more than the special tokens.
     """
-    parts = [
+    parts = (
         _join_rows(_rows_of(tokenizer, texts, encoded))
         for texts, encoded in _encoded_ahead(tokenizer, batches, max_length)
-    ]
-    return _join(parts)
+    )
+    with ExitStack() as files:
+        return _join(parts, {name: _Column(files, dtype) for name, dtype in _COLUMNS.items()})
 
 
 def _encoded_ahead(
@@ -105,17 +124,42 @@ def _join_rows(rows: Sequence["_Row"]) -> Tokens:
     )
 
 
-def _join(parts: Sequence[Tokens]) -> Tokens:
-    lengths = _flat([part.length for part in parts], np.int64)
+class _Column:
+    """An array put together part by part: in memory at first, in a nameless file once it is long."""
+
+    def __init__(self, files: ExitStack, dtype: Any) -> None:
+        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115: `files` closes it
+        self._file = files.enter_context(spool)
+        self._dtype = dtype
+
+    def add(self, part: ndarray) -> None:
+        self._file.write(np.ascontiguousarray(part, dtype=self._dtype).data)
+
+    def array(self) -> ndarray:
+        self._file.flush()
+        if self._file.tell() <= _IN_MEMORY_BYTES:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(), self._dtype)
+        self._file.fileno()  # a file from here on, if it was none
+        return np.memmap(self._file._file, self._dtype, mode="r")
+
+
+def _join(parts: Iterable[Tokens], columns: dict[str, _Column]) -> Tokens:
+    lengths, n_words = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    words_cut = words_empty = 0
+    for part in parts:
+        for name, column in columns.items():
+            column.add(getattr(part, name))
+        lengths.append(part.length)
+        n_words.append(part.n_words)
+        words_cut += part.words_cut
+        words_empty += part.words_empty
     return Tokens(
-        input_ids=_flat([part.input_ids for part in parts], np.int32),
-        word_id=_flat([part.word_id for part in parts], np.int32),
-        kind=_flat([part.kind for part in parts], np.uint8),
-        type_id=_flat([part.type_id for part in parts], np.uint8),
-        start=_ends(lengths),
-        n_words=_flat([part.n_words for part in parts], np.int32),
-        words_cut=sum(part.words_cut for part in parts),
-        words_empty=sum(part.words_empty for part in parts),
+        **{name: column.array() for name, column in columns.items()},
+        start=_ends(np.concatenate(lengths)),
+        n_words=np.concatenate(n_words),
+        words_cut=words_cut,
+        words_empty=words_empty,
     )
 
 
