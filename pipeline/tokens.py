@@ -128,7 +128,7 @@ class _Column:
     """An array put together part by part: in memory at first, in a nameless file once it is long."""
 
     def __init__(self, files: ExitStack, dtype: Any) -> None:
-        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115: `files` closes it
+        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
         self._file = files.enter_context(spool)
         self._dtype = dtype
 

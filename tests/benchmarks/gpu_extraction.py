@@ -2,8 +2,7 @@
 
 Random weights, bfloat16, sentences of massive's lengths (the packaged encoder's tokens, or `--lengths`, a
 file with one number a line). (a) forward-only: the same batches, states dropped; (b) the rate at which the
-disk takes the same bytes in files of a chunk's size. The figure is the extraction's tokens/s over the slower
-one.
+disk takes the same bytes in files of a chunk's size. The figure is the extraction's rate over the slower's.
 `--shape tiny --device cpu` tries the script where there is no GPU.
 """
 
