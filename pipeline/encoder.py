@@ -21,7 +21,7 @@ from pipeline.capture import find_blocks, hidden_states
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
 from pipeline.grouping import group
-from pipeline.precision import bank_precision, pick_precision, products_in, round_weights
+from pipeline.precision import bank_precision, forward_precision, products_in, round_weights
 from pipeline.tokens import Tokens, tokenizer_sha256
 
 _LONGEST = 512
@@ -231,7 +231,7 @@ def open_encoder(
 
     Args:
         name: Hub id or directory.
-        precision: ``auto`` or one of `pipeline.precision.PRECISIONS`; see `pick_precision`.
+        precision: ``auto`` or one of `pipeline.precision.PRECISIONS`; see `forward_precision`.
         store: a bank to go on with, if it is there.
         device: where it computes.
         options: of `Encoder`.
@@ -239,7 +239,7 @@ def open_encoder(
     Raises:
         PipelineError: the encoder cannot be loaded, or neither it nor the device has that precision.
     """
-    chosen = pick_precision(precision, pick_device(device), store)
+    chosen = forward_precision(precision, pick_device(device), store)
     try:
         return Encoder(name, device=device, precision=chosen, **options)
     except PrecisionError:

@@ -20,7 +20,7 @@ _CPU_UNITS = {"bfloat16": ("amx_bf16", "avx512_bf16", "bf16"), "float16": ("amx_
 """What `torch.cpu.get_capabilities` calls the units for products of that type."""
 
 
-def pick_precision(asked: str, device: torch.device, store: str | None = None) -> str:
+def forward_precision(asked: str, device: torch.device, store: str | None = None) -> str:
     """The precision of a forward; ``auto``: the bank's own, else bfloat16 if the device has units for it.
 
     Args:

@@ -10,7 +10,7 @@ from pipeline import precision as module
 from pipeline.capture import find_blocks
 from pipeline.encoder import Encoder, PrecisionError, open_encoder
 from pipeline.errors import PipelineError
-from pipeline.precision import pick_precision
+from pipeline.precision import forward_precision
 from pipeline.tokens import tokenize
 
 CPU = torch.device("cpu")
@@ -91,18 +91,18 @@ def test_an_encoder_that_does_not_compute_in_it_says_so_and_auto_goes_back_to_fl
 def test_auto_asks_the_device(monkeypatch):
     for units, wanted in (({"avx512_bf16": True}, "bfloat16"), ({"avx512_bf16": False}, "float32")):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units, raising=False)
-        assert pick_precision("auto", CPU) == wanted
+        assert forward_precision("auto", CPU) == wanted
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert pick_precision("auto", CPU) == "float32"
+    assert forward_precision("auto", CPU) == "float32"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
-    assert pick_precision("auto", torch.device("cuda")) == "float32"
-    assert pick_precision("float16", torch.device("cuda")) == "float16"
+    assert forward_precision("auto", torch.device("cuda")) == "float32"
+    assert forward_precision("float16", torch.device("cuda")) == "float16"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    assert pick_precision("auto", torch.device("cuda")) == "bfloat16"
+    assert forward_precision("auto", torch.device("cuda")) == "bfloat16"
 
 
 def test_float16_is_refused_where_the_device_has_no_units_for_it(monkeypatch):
     monkeypatch.setattr(module, "is_fast", lambda *_: False)
     with pytest.raises(PipelineError, match="--precision float16: cpu has no units for it"):
-        pick_precision("float16", CPU)
-    assert pick_precision("bfloat16", CPU) == "bfloat16"
+        forward_precision("float16", CPU)
+    assert forward_precision("bfloat16", CPU) == "bfloat16"
