@@ -66,6 +66,10 @@ Memory = Annotated[
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the products; weights are float32.")
 ]
+ForwardPrecision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Of the encoder's products; auto: bfloat16 where the device has units for it."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -107,6 +111,8 @@ def extract(
     revision: Revision = None,
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
+    precision: ForwardPrecision = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
     trust_remote_code: Trust = False,
     device: Device = "auto",
@@ -117,14 +123,16 @@ def extract(
     from pipeline import terminal
     from pipeline.corpus import load_corpus
     from pipeline.device import set_threads
-    from pipeline.encoder import Encoder
+    from pipeline.encoder import open_encoder
     from pipeline.extract import extract as run
 
     set_threads(threads)
     corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
-    loaded = Encoder(
+    loaded = open_encoder(
         encoder,
         revision=encoder_revision,
+        precision=precision,
+        store=store,
         device=device,
         words=corpus.words is not None,
         trust_remote_code=trust_remote_code,
@@ -142,9 +150,60 @@ def extract(
             batch_tokens=batch_tokens,
             seed=seed,
             targets=target,
+            force=force,
             progress=bar,
         )
     _print(result, as_json, terminal.show_extraction)
+
+
+@app.command()
+def plan(
+    data: Data,
+    encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
+    store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
+    keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+    ] = "float16",
+    layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
+    sample: Annotated[str, typer.Option(help="Rows of a split to tokenize, or all.")] = "20000",
+    text: Text = None,
+    text_pair: TextPair = None,
+    words: Words = None,
+    revision: Revision = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
+    precision: ForwardPrecision = "auto",
+    trust_remote_code: Trust = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tells what an extraction would cost: tokens, bytes, time. Writes nothing."""
+    from pipeline import terminal
+    from pipeline.corpus import load_corpus
+    from pipeline.device import set_threads
+    from pipeline.encoder import open_encoder
+    from pipeline.plan import estimate
+
+    n_rows, numbers = _rows(sample), _numbers(layers)
+    set_threads(threads)
+    corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
+    loaded = open_encoder(
+        encoder,
+        revision=encoder_revision,
+        precision=precision,
+        store=store,
+        device=device,
+        words=corpus.words is not None,
+        trust_remote_code=trust_remote_code,
+    )
+    result = estimate(
+        corpus, loaded, store=store, keep=keep, dtype=dtype, layers=numbers, max_length=max_length,
+        batch_tokens=batch_tokens, sample=n_rows,
+    )  # fmt: skip
+    _print(result, as_json, terminal.show_plan)
 
 
 @app.command()
@@ -377,6 +436,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Labels raw text, one JSON object a line; several runs share one forward of the encoder."""
+    from pipeline import terminal
     from pipeline.device import set_threads
     from pipeline.predict import open_predictor, read_inputs
 
@@ -384,6 +444,8 @@ def predict(
     predictor = open_predictor(
         [run, *(also or [])], encoder=encoder, device=device, trust_remote_code=trust_remote_code
     )
+    if predictor.note:
+        terminal.note(predictor.note)
     inputs = read_inputs(predictor.runs[0], texts or [], file)
     for row in predictor.predict_rows(inputs):
         print(json.dumps(row, ensure_ascii=False))
@@ -443,6 +505,15 @@ def _numbers(text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give all, or numbers such as 0,6,12") from error
+
+
+def _rows(text: str) -> int | None:
+    """A number of rows: ``all`` is None."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--sample {text}: give all, or a number of rows")
+    return int(text)
 
 
 def _list(text: str, flag: str, kind: Any) -> list[Any]:

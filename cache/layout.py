@@ -71,6 +71,7 @@ class Recipe:
     block_tokens: int  # tokens a block has room for
     codec: Codec = "none"
     batch_tokens: int  # padded tokens in one forward; kept so that a resumed run rounds alike
+    precision: str = "float32"  # of the encoder's products
 
     def to_attrs(self) -> dict[str, Any]:
         """The recipe as the root group's attributes."""
@@ -86,7 +87,9 @@ class Recipe:
             CacheError: an attribute of format version 1 is missing.
         """
         try:
-            known = {name: attrs[name] for name in cls.__dataclass_fields__}
+            # Banks from before `precision` was a choice are float32.
+            found = {"precision": "float32", **attrs}
+            known = {name: found[name] for name in cls.__dataclass_fields__}
             known["encoder"] = EncoderRecord(**attrs["encoder"])
         except (KeyError, TypeError) as error:
             raise CacheError(f"bank attribute {error} is missing or odd: extract the bank again") from error

@@ -24,10 +24,12 @@ from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
 from cache.targets import check_name, ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
+from pipeline.calibrate import pick_budget
 from pipeline.corpus import Corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, find_labels, read_labels
+from pipeline.room import check_room
 from pipeline.tokens import Batch, Tokens, batches_of, tokenize
 from pipeline.versions import versions
 
@@ -65,6 +67,9 @@ class Extraction:
     blocks_encoded: int  # the others were whole already
     targets: list[str]
     skipped: dict[str, str] = field(default_factory=dict)  # columns that are no targets, and why
+    batch_tokens: int  # padded tokens in one forward
+    precision: str  # of the encoder's products
+    notes: list[str] = field(default_factory=list)
 
 
 def extract(
@@ -80,6 +85,7 @@ def extract(
     batch_tokens: int | None = None,
     seed: int = 0,
     targets: Sequence[str] | None = None,
+    force: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
@@ -93,9 +99,11 @@ def extract(
         layers: which layers are kept, all by default.
         codec: lossless compression.
         max_length: longest example in tokens; the encoder's own bound (at most 512) by default.
-        batch_tokens: padded tokens in one forward; 1,024 on a CPU and 16,384 on a GPU by default.
+        batch_tokens: padded tokens in one forward; by default chosen for the encoder and the device
+            (`pipeline.calibrate`). A bank that is there already goes on with its own.
         seed: of the deal of examples to blocks.
         targets: columns of labels; by default every column that can be one.
+        force: start even where the disk has no room for the bank.
         progress: called after every block.
 
     Raises:
@@ -107,21 +115,14 @@ def extract(
     labels, skipped = _labels(corpus, targets)
     length = encoder.max_length(max_length)
     tokens = {name: _tokenize(corpus, name, encoder, length) for name in corpus.splits}
-    recipe = Recipe(
-        encoder=encoder.record,
-        tokenizer_sha256=encoder.tokenizer_sha256,
-        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
-        max_length=length,
-        keep=keep,
-        layers=_layers(layers, encoder.record.n_layers),
-        dtype=dtype,
-        seed=seed,
-        block_tokens=block_tokens_for(encoder.record.width, length),
-        codec=codec,
-        batch_tokens=batch_tokens or _batch_tokens(store, encoder),
-    )
+    recipe = recipe_for(
+        corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
+        batch_tokens=batch_tokens, codec=codec, seed=seed,
+    )  # fmt: skip
     kept = {name: split.kept(keep) for name, split in tokens.items()}
-    rows = {name: _rows(corpus, name, tokens[name], kept[name]) for name in tokens}
+    rows = {name: _rows(corpus, name, tokens[name], keep) for name in tokens}
+    if not force:
+        check_room(store, recipe, tokens)
     with Writer(store, recipe, rows, versions=versions()) as writer:
         stage = _Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run()
@@ -140,6 +141,45 @@ def extract(
         blocks_encoded=encoded,
         targets=[label.name for label in labels],
         skipped=skipped,
+        batch_tokens=recipe.batch_tokens,
+        precision=recipe.precision,
+        notes=_notes(recipe, batch_tokens),
+    )
+
+
+def recipe_for(
+    corpus: Corpus,
+    encoder: Encoder,
+    store: str,
+    tokens: Mapping[str, Tokens],
+    *,
+    keep: Keep,
+    dtype: str,
+    layers: Sequence[int] | None,
+    max_length: int,
+    batch_tokens: int | None = None,
+    codec: Codec = "none",
+    seed: int = 0,
+) -> Recipe:
+    """What decides a bank, the choices that are left to us made; see `extract`.
+
+    Raises:
+        PipelineError: the encoder has no such layer.
+    """
+    chosen = _layers(layers, encoder.record.n_layers)
+    return Recipe(
+        encoder=encoder.record,
+        tokenizer_sha256=encoder.tokenizer_sha256,
+        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        max_length=max_length,
+        keep=keep,
+        layers=chosen,
+        dtype=dtype,
+        seed=seed,
+        block_tokens=block_tokens_for(encoder.record.width, max_length),
+        codec=codec,
+        batch_tokens=_batch_tokens(store, batch_tokens, encoder, tokens, chosen),
+        precision=encoder.precision,
     )
 
 
@@ -210,6 +250,7 @@ class _Stage:
         )
         counts = self._counts(split, block)
         buffer[:, int(counts[1]) :] = 0
+        self.tokens[split].release()
         self._done += counts
         if buffer.device.type != "cuda":
             return None
@@ -293,15 +334,28 @@ def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(set(asked)))
 
 
-def _batch_tokens(store: str, encoder: Encoder) -> int:
+def _notes(recipe: Recipe, batch_tokens: int | None) -> list[str]:
+    if batch_tokens in (None, recipe.batch_tokens):
+        return []
+    return [
+        f"--batch-tokens {batch_tokens}: the bank was begun with {recipe.batch_tokens}, which was used, so "
+        "that all of it rounds alike"
+    ]
+
+
+def _batch_tokens(
+    store: str, asked: int | None, encoder: Encoder, tokens: Mapping[str, Tokens], layers: Sequence[int]
+) -> int:
     """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
     if Path(store).is_dir():
         with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
             return open_bank(store, allow_incomplete=True).recipe.batch_tokens
-    return 1024 if encoder.device.type == "cpu" else 16_384
+    return asked or pick_budget(encoder, max(tokens.values(), key=lambda t: len(t.input_ids)), layers)
 
 
-def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
+def read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
+    """Reads rows of a split, from one number up to another, as the tokenizer takes them."""
+
     def read(first: int, stop: int) -> Batch:
         rows = slice(first, stop)
         return corpus.texts(split, rows), corpus.pairs(split, rows)
@@ -310,22 +364,21 @@ def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
 
 
 def _tokenize(corpus: Corpus, split: str, encoder: Encoder, max_length: int) -> Tokens:
-    batches = batches_of(_read_batch(corpus, split), len(corpus.split(split)))
+    batches = batches_of(read_batch(corpus, split), len(corpus.split(split)))
     return tokenize(encoder.tokenizer, batches, max_length=max_length)
 
 
 def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
     """Hashes of a split's texts, in row order, as a bank keeps them."""
     hashes = []
-    for texts, pairs in batches_of(_read_batch(corpus, split), len(corpus.split(split))):
+    for texts, pairs in batches_of(read_batch(corpus, split), len(corpus.split(split))):
         hashes.append(hash_texts(texts if pairs is None else zip(texts, pairs, strict=True)))
     return np.concatenate([*hashes, np.empty(0, np.uint64)])
 
 
-def _rows(corpus: Corpus, split: str, tokens: Tokens, kept: ndarray) -> Rows:
-    before = np.concatenate([[0], np.cumsum(kept)])
+def _rows(corpus: Corpus, split: str, tokens: Tokens, keep: Keep) -> Rows:
     return Rows(
-        length=np.diff(before[tokens.start]).astype(np.int32),
+        length=tokens.kept_length(keep),
         n_words=tokens.n_words,
         text_hash=hash_rows(corpus, split),
     )

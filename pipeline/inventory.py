@@ -32,6 +32,7 @@ def describe(bank: Bank) -> dict[str, Any]:
         "columns": recipe.columns,
         "seed": recipe.seed,
         "batch_tokens": recipe.batch_tokens,
+        "precision": recipe.precision,
         "bytes": bank.n_bytes,
         "splits": {name: _split(bank, name) for name in bank.splits},
         "targets": targets,

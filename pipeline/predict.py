@@ -18,11 +18,13 @@ from torch import Tensor
 from cache.layout import Keep
 from cache.targets import spans
 from pipeline.arrays import TORCH_DTYPES
-from pipeline.encoder import Encoder
+from pipeline.device import pick_device
+from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
+from pipeline.precision import is_fast
 from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
@@ -65,6 +67,13 @@ class Predictor:
 
     def __init__(self, runs: Sequence[Run], encoder: Encoder, *, batch_tokens: int = 4096) -> None:
         self.runs = list(runs)
+        self.note = ""
+        known = self.runs[0].source.precision
+        if encoder.precision != known:
+            self.note = (
+                f"{self.runs[0].path} was trained on states of a {known} forward; {encoder.device} has no "
+                f"units for it, so the encoder runs in {encoder.precision}"
+            )
         self._encoder = encoder
         self._batch_tokens = batch_tokens
         for run in self.runs:
@@ -83,8 +92,8 @@ class Predictor:
         for run in self.runs[1:]:
             if _reading(run) != _reading(first):
                 raise PipelineError(
-                    f"{first.path} and {run.path} differ in max_length, or in words, texts or pairs of "
-                    "texts: predict with each alone"
+                    f"{first.path} and {run.path} differ in max_length, in precision, or in words, texts "
+                    "or pairs of texts: predict with each alone"
                 )
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -187,9 +196,15 @@ def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> 
     return tags
 
 
-def _reading(run: Run) -> tuple[int, bool, bool]:
-    """What runs must share to share a forward: the longest input, and what an input is."""
-    return run.source.max_length, words_based(run), run.source.columns.get("text_pair") is not None
+def _reading(run: Run) -> tuple[int, str, bool, bool]:
+    """What runs must share to share a forward: the longest input, the precision, and what an input is."""
+    source = run.source
+    return (
+        source.max_length,
+        source.precision,
+        words_based(run),
+        source.columns.get("text_pair") is not None,
+    )
 
 
 def words_based(run: Run) -> bool:
@@ -204,7 +219,7 @@ def open_predictor(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Predictor:
-    """Loads runs and their encoder.
+    """Loads runs and their encoder, which computes in the precision of the bank they were trained on.
 
     Args:
         paths: run folders of one encoder.
@@ -217,10 +232,14 @@ def open_predictor(
     """
     runs = [load_run(path) for path in paths]
     known = runs[0].source.encoder
-    loaded = Encoder(
+    precision = runs[0].source.precision
+    if precision == "float16" and not is_fast(precision, pick_device(device)):
+        precision = "float32"  # the exact states that the head saw rounded
+    loaded = open_encoder(
         encoder or known.name,
         revision=None if encoder else known.revision,
         device=device,
+        precision=precision,
         words=words_based(runs[0]),
         trust_remote_code=trust_remote_code,
     )

@@ -42,6 +42,7 @@ class Source:
     max_length: int
     dtype: str
     splits: dict[str, str]  # role (train, dev) -> split
+    precision: str = "float32"  # of the encoder's products
 
     @classmethod
     def of(cls, bank: Bank, splits: Mapping[str, str]) -> "Source":
@@ -58,6 +59,7 @@ class Source:
             max_length=recipe.max_length,
             dtype=recipe.dtype,
             splits=dict(splits),
+            precision=recipe.precision,
         )
 
 

@@ -128,6 +128,8 @@ def extraction_bar() -> Iterator[Callable[[Any], None]]:
 
 def show_extraction(result: Mapping[str, Any]) -> None:
     """What an extraction did."""
+    for line in result["notes"]:
+        note(line)
     names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
     rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
     table("", ("split", "examples", "kept tokens", "blocks", "words cut off", "words without token"), rows)
@@ -143,6 +145,34 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         note(f"column {column!r} is no target: {reason}")
     if any(facts["words_cut"] for facts in result["splits"].values()):
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
+
+
+def show_plan(result: Mapping[str, Any]) -> None:
+    """What an extraction would cost."""
+    spread = f" ± {result['tokens_error']:,}" if result["tokens_error"] else ""
+    free = result["free_bytes"]
+    facts(
+        {
+            "examples": result["examples"],
+            "tokens": f"{result['tokens']:,}{spread}",
+            "layers": ", ".join(map(str, result["layers"])),
+            "operations": f"{result['flops'] / 1e12:,.2f} TFLOP",
+            "time": f"{result['seconds']:,.0f} s, {result['tokens_per_s']:,.0f} tokens/s in "
+            f"{result['precision']}, {result['batch_tokens']:,} tokens a forward",
+            "free": "not known" if free is None else size(free),
+        }
+    )
+    dtypes = list(next(iter(result["bytes"].values())))
+    rows = [
+        (keep, result["kept_tokens"][keep], *(size(n_bytes) for n_bytes in kinds.values()))
+        for keep, kinds in result["bytes"].items()
+    ]
+    table("", ("keep", "tokens", *dtypes), rows)
+    best = result["recommended"]
+    if best is None:
+        say("nothing fits: keep fewer --layers, or name another disk by --store")
+    else:
+        say(f"recommended: --keep {best['keep']} --dtype {best['dtype']} ({best['why']})")
 
 
 def show_labels(result: Mapping[str, Any]) -> None:
@@ -189,6 +219,7 @@ def show_bank(result: Mapping[str, Any]) -> None:
             "layers": f"{', '.join(map(str, result['layers']))} of 0 to {encoder['n_layers'] - 1}",
             "width": encoder["width"],
             "dtype": result["dtype"],
+            "precision": result["precision"],
             "keep": result["keep"],
             "max_length": result["max_length"],
             "size": size(result["bytes"]),

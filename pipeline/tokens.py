@@ -2,9 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence, Set
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,12 @@ from numpy import ndarray
 
 from cache.layout import Keep, Kind
 from pipeline.errors import PipelineError
+
+_COLUMNS = {"input_ids": np.int32, "word_id": np.int32, "kind": np.uint8, "type_id": np.uint8}
+"""The arrays with one entry a token."""
+
+_IN_MEMORY_BYTES = 2**22
+"""A longer array lies in a temporary file and is mapped, so that memory does not grow with the data."""
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 Batch = tuple[Inputs, Inputs | None]
@@ -49,6 +59,20 @@ class Tokens:
             return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
         raise PipelineError(f"--keep {keep}: this version keeps all, words or first")
 
+    def kept_length(self, keep: Keep) -> Int[ndarray, " row"]:
+        """Tokens of each row that a bank of that `keep` holds."""
+        counts = self.length.astype(np.int32)
+        if keep != "all":
+            some = counts > 0
+            counts[some] = np.add.reduceat(self.kept(keep), self.start[:-1][some], dtype=np.int32)
+        return counts
+
+    def release(self) -> None:
+        """Lets go of the memory of what lies in a file; it is read again when it is needed."""
+        for array in (self.input_ids, self.word_id, self.kind, self.type_id):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
     """Tokenizes rows with the special tokens of the encoder, cut to `max_length` tokens.
@@ -62,20 +86,85 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         PipelineError: the rows are words and the tokenizer is not a fast one, or `max_length` has no
             room for more than the special tokens.
     """
-    parts: list[_Row] = []
-    for texts, pairs in batches:
-        parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
-    start = np.concatenate([[0], np.cumsum([len(part.ids) for part in parts], dtype=np.int64)])
-    return Tokens(
-        input_ids=_flat([part.ids for part in parts], np.int32),
-        word_id=_flat([part.word_id for part in parts], np.int32),
-        kind=_flat([part.kind for part in parts], np.uint8),
-        type_id=_flat([part.type_id for part in parts], np.uint8),
-        start=start,
-        n_words=np.array([part.n_words for part in parts], dtype=np.int32),
-        words_cut=sum(part.cut for part in parts),
-        words_empty=sum(part.empty for part in parts),
+    parts = (
+        _join_rows(_rows_of(tokenizer, texts, encoded))
+        for texts, encoded in _encoded_ahead(tokenizer, batches, max_length)
     )
+    with ExitStack() as files:
+        return _join(parts, {name: _Column(files, dtype) for name, dtype in _COLUMNS.items()})
+
+
+def _encoded_ahead(
+    tokenizer: Any, batches: Iterable[Batch], max_length: int
+) -> Iterator[tuple[Inputs, Any]]:
+    """Texts and what the tokenizer makes of them; it works on the next batch while this one is read."""
+    before: tuple[Inputs, Future[Any]] | None = None
+    # One thread: a tokenizer is told of truncation by being changed, which two must not do at a time.
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+        for texts, pairs in batches:
+            now = texts, pool.submit(_encode, tokenizer, texts, pairs, max_length)
+            if before:
+                yield before[0], before[1].result()
+            before = now
+        if before:
+            yield before[0], before[1].result()
+
+
+def _join_rows(rows: Sequence["_Row"]) -> Tokens:
+    """Some rows as one table: a few large arrays take much less memory than many small ones."""
+    return Tokens(
+        input_ids=_flat([row.ids for row in rows], np.int32),
+        word_id=_flat([row.word_id for row in rows], np.int32),
+        kind=_flat([row.kind for row in rows], np.uint8),
+        type_id=_flat([row.type_id for row in rows], np.uint8),
+        start=_ends([len(row.ids) for row in rows]),
+        n_words=np.array([row.n_words for row in rows], dtype=np.int32),
+        words_cut=sum(row.cut for row in rows),
+        words_empty=sum(row.empty for row in rows),
+    )
+
+
+class _Column:
+    """An array put together part by part: in memory at first, in a nameless file once it is long."""
+
+    def __init__(self, files: ExitStack, dtype: Any) -> None:
+        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+        self._file = files.enter_context(spool)
+        self._dtype = dtype
+
+    def add(self, part: ndarray) -> None:
+        self._file.write(np.ascontiguousarray(part, dtype=self._dtype).data)
+
+    def array(self) -> ndarray:
+        self._file.flush()
+        if self._file.tell() <= _IN_MEMORY_BYTES:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(), self._dtype)
+        self._file.fileno()  # a file from here on, if it was none
+        return np.memmap(self._file._file, self._dtype, mode="r")
+
+
+def _join(parts: Iterable[Tokens], columns: dict[str, _Column]) -> Tokens:
+    lengths, n_words = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    words_cut = words_empty = 0
+    for part in parts:
+        for name, column in columns.items():
+            column.add(getattr(part, name))
+        lengths.append(part.length)
+        n_words.append(part.n_words)
+        words_cut += part.words_cut
+        words_empty += part.words_empty
+    return Tokens(
+        **{name: column.array() for name, column in columns.items()},
+        start=_ends(np.concatenate(lengths)),
+        n_words=np.concatenate(n_words),
+        words_cut=words_cut,
+        words_empty=words_empty,
+    )
+
+
+def _ends(lengths: Sequence[int] | ndarray) -> ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +182,7 @@ def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
     return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype, copy=False)
 
 
-def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> list[_Row]:
+def _encode(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
     words = bool(len(texts)) and not isinstance(texts[0], str)
     if words and not tokenizer.is_fast:
         raise PipelineError(
@@ -101,7 +190,7 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             "use an encoder that has a tokenizer.json, or rows of plain text"
         )
     _check_room(tokenizer, max_length, pair=pairs is not None)
-    encoded = tokenizer(
+    return tokenizer(
         list(texts),
         list(pairs) if pairs is not None else None,
         is_split_into_words=words,
@@ -112,6 +201,10 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
         return_special_tokens_mask=True,
         verbose=False,
     )
+
+
+def _rows_of(tokenizer: Any, texts: Inputs, encoded: Any) -> list[_Row]:
+    words = bool(len(texts)) and not isinstance(texts[0], str)
     rows = []
     for i, ids in enumerate(encoded["input_ids"]):
         types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)

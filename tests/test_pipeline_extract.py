@@ -25,9 +25,9 @@ import cli
 from cache import CacheError, Kind, open_bank, store
 from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
 from pipeline.corpus import load_corpus
-from pipeline.encoder import Encoder
+from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import StoppedError, extract
+from pipeline.extract import StoppedError, _tokenize, extract
 
 MAX_LENGTH = 24
 
@@ -428,6 +428,44 @@ def test_a_resumed_run_makes_the_banks_own_batches(tmp_path, corpus):
     extract(data, encoder_of(), str(tmp_path / "b"), dtype="float32")
     assert open_bank(str(tmp_path / "b")).recipe.batch_tokens == 33
     assert files_of(tmp_path / "b") == files_of(tmp_path / "whole")
+
+
+def test_a_bank_goes_on_in_its_own_precision(tmp_path, corpus):
+    data, path = corpus(train=many_rows(30)), str(tmp_path / "b")
+    short = open_encoder(tiny_encoder(), device="cpu", words=True, precision="bfloat16")
+    extract(data, encoder_of(), str(tmp_path / "exact"), dtype="float32")
+    extract(data, short, path, dtype="float32")
+    bank, exact = open_bank(path), open_bank(str(tmp_path / "exact"))
+    assert (bank.recipe.precision, exact.recipe.precision) == ("bfloat16", "float32")
+    assert bank.fingerprint != exact.fingerprint
+    states, expected = (b.split("train").numpy()[1:] for b in (bank, exact))
+    assert 1e-4 < np.linalg.norm(states - expected) / np.linalg.norm(expected) < 0.03
+    again = open_encoder(tiny_encoder(), device="cpu", words=True, store=path)
+    assert extract(data, again, path, dtype="float32").blocks_encoded == 0
+    with pytest.raises(CacheError, match="made with precision = bfloat16, asked for float32"):
+        extract(data, encoder_of(), path, dtype="float32")
+
+
+def test_a_bank_from_before_precision_was_a_choice_is_float32(tmp_path, corpus):
+    data, path = corpus(train=ROWS["words"]), tmp_path / "b"
+    extract(data, encoder_of(), str(path))
+    attrs = json.loads((path / "zarr.json").read_text("utf-8"))
+    del attrs["attributes"]["precision"]
+    (path / "zarr.json").write_text(json.dumps(attrs), "utf-8")
+    assert open_bank(str(path)).recipe.precision == "float32"
+    assert extract(data, encoder_of(), str(path)).blocks_encoded == 0
+
+
+def test_long_token_tables_lie_in_a_file_and_give_the_same_bank(tmp_path, corpus, monkeypatch):
+    data = corpus(train=many_rows(40))
+    extract(data, encoder_of(), str(tmp_path / "one"))
+    monkeypatch.setattr("pipeline.tokens._IN_MEMORY_BYTES", 8)
+    mapped = _tokenize(data, "train", encoder_of(), 40)
+    assert isinstance(mapped.input_ids, np.memmap)
+    mapped.release()
+    assert mapped.input_ids.max() > 0
+    extract(data, encoder_of(), str(tmp_path / "other"))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "other")
 
 
 def test_another_encoder_does_not_go_on_with_a_bank(tmp_path, corpus):
