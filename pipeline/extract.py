@@ -65,6 +65,8 @@ class Extraction:
     blocks_encoded: int  # the others were whole already
     targets: list[str]
     skipped: dict[str, str] = field(default_factory=dict)  # columns that are no targets, and why
+    new_rows: dict[str, int] = field(default_factory=dict)  # rows that the bank lacked, of each split
+    unlabelled: list[str] = field(default_factory=list)  # the bank's targets that have no label on them
 
 
 def extract(
@@ -83,6 +85,8 @@ def extract(
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
+
+    A bank whose rows are all in the data grows by the rows that it lacks; those alone are encoded.
 
     Args:
         corpus: the data.
@@ -126,6 +130,7 @@ def extract(
         stage = _Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run()
         _write_labels(writer, labels)
+        unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: _report(writer, name, tokens[name]) for name in tokens}
         writer.finish(reports, skipped=skipped)
     bank = open_bank(store)
@@ -140,6 +145,8 @@ def extract(
         blocks_encoded=encoded,
         targets=[label.name for label in labels],
         skipped=skipped,
+        new_rows=writer.new_rows,
+        unlabelled=unlabelled,
     )
 
 

@@ -49,6 +49,7 @@ def _split(bank: Bank, name: str) -> dict[str, Any]:
         "tokens": split.n_tokens,
         "blocks": split.n_blocks,
         "block_tokens": split.block_tokens,
+        "generations": split.generations,
         "words_cut": attrs.get("words_cut", 0),
         "words_empty": attrs.get("words_empty", 0),
         "fingerprint": attrs["fingerprint"],

@@ -131,6 +131,9 @@ def show_extraction(result: Mapping[str, Any]) -> None:
     names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
     rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
     table("", ("split", "examples", "kept tokens", "blocks", "words cut off", "words without token"), rows)
+    grown = ", ".join(f"{n:,} of {split}" for split, n in result["new_rows"].items())
+    if grown:
+        say(f"{result['store']} lacked rows of the data: {grown}")
     if result["blocks_encoded"] == 0:
         say(f"{result['store']} was complete: nothing to encode")
     else:
@@ -139,6 +142,8 @@ def show_extraction(result: Mapping[str, Any]) -> None:
             f"blocks encoded in {result['seconds']:.1f} s"
         )
     say(f"targets: {', '.join(result['targets']) or 'none'}")
+    for name in result["unlabelled"]:
+        note(f"target {name!r} has no labels on the new rows: add them with 'layerbank label'")
     for column, reason in result["skipped"].items():
         note(f"column {column!r} is no target: {reason}")
     if any(facts["words_cut"] for facts in result["splits"].values()):
