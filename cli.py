@@ -66,6 +66,10 @@ Memory = Annotated[
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the products; weights are float32.")
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -108,6 +112,7 @@ def extract(
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
+    scheduler: Scheduler = None,
     trust_remote_code: Trust = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -119,6 +124,7 @@ def extract(
     from pipeline.device import set_threads
     from pipeline.encoder import Encoder
     from pipeline.extract import extract as run
+    from pipeline.spread import spread_over
 
     set_threads(threads)
     corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
@@ -129,7 +135,7 @@ def extract(
         words=corpus.words is not None,
         trust_remote_code=trust_remote_code,
     )
-    with terminal.extraction_bar() as bar:
+    with spread_over(scheduler, threads) as spread, terminal.extraction_bar() as bar:
         result = run(
             corpus,
             loaded,
@@ -143,6 +149,7 @@ def extract(
             seed=seed,
             targets=target,
             progress=bar,
+            spread=spread,
         )
     _print(result, as_json, terminal.show_extraction)
 

@@ -1,5 +1,6 @@
 """Deals examples to blocks: a pure function of their lengths, a seed, and how often the split has grown."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,51 @@ class Plan:
         """The examples of a block."""
         return slice(int(self.first[block]), int(self.first[block + 1]))
 
+    def source_row(self, example: int) -> int:
+        """The row of an example in the source, for messages."""
+        return int(self.row[example])
+
+    def part(self, blocks: Sequence[int]) -> "Part":
+        """What a process needs that makes some of the blocks and has the rows of these alone."""
+        here = [self.examples(block) for block in blocks]
+        chosen = np.concatenate([np.arange(run.start, run.stop) for run in here])
+        return Part(
+            row=np.arange(len(chosen)),
+            start=self.start[chosen],
+            length=self.length[chosen],
+            first=np.cumsum([0, *(run.stop - run.start for run in here)]),
+            block_tokens=self.block_tokens,
+            sizes=(len(chosen),),
+            blocks=tuple(blocks),
+            source=self.row[chosen],
+        )
+
     @property
     def generations(self) -> list[dict[str, int]]:
         """Examples and blocks of the first deal and of each growth since."""
         blocks = np.diff(np.searchsorted(self.first, np.cumsum([0, *self.sizes])))
         return [{"examples": n, "blocks": int(b)} for n, b in zip(self.sizes, blocks, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part(Plan):
+    """Some blocks of a plan. Rows are numbered among the rows of these, in the order of the examples."""
+
+    blocks: tuple[int, ...]  # their numbers in the whole, ascending
+    source: Int[ndarray, " example"]  # the row of each example in the source
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks up to the last of these."""
+        return self.blocks[-1] + 1
+
+    def examples(self, block: int) -> slice:
+        """The examples of a block, among those of these blocks."""
+        return super().examples(self.blocks.index(block))
+
+    def source_row(self, example: int) -> int:
+        """The row of an example in the source, for messages."""
+        return int(self.source[example])
 
 
 def deal(lengths: Int[ndarray, " example"], *, block_tokens: int, seed: int) -> Plan:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import mmap
 import os
+import platform
 import resource
 import shutil
 import sys
@@ -149,7 +150,8 @@ def write_chunk(path: Path, values: ndarray) -> None:
     Raises:
         CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    # A name of its own: a worker that was given up for dead may still be writing the same chunk.
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
     data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
     checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
     try:

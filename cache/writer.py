@@ -60,6 +60,14 @@ class Writer:
         self._fingerprint: str | None = None
         self._exit = ExitStack()
 
+    @classmethod
+    def attached(cls, path: str, recipe: Recipe, plans: Mapping[str, Plan]) -> "Writer":
+        """A writer of blocks alone, for another process than the one that holds the lock."""
+        writer = cls(path, recipe, {})
+        writer.plans = dict(plans)
+        writer._root = store.open_root(path, "r+")
+        return writer
+
     def __enter__(self) -> "Writer":
         """Takes the lock, then makes the bank or checks that the one there is of the same making."""
         self._exit.enter_context(store.writing(self.path))
@@ -296,4 +304,4 @@ class Writer:
     def _row_of(self, split: str, block: int, token: int) -> int:
         plan = self.plans[split]
         at = np.searchsorted(plan.start, block * plan.block_tokens + token, side="right") - 1
-        return int(plan.row[at])
+        return plan.source_row(int(at))

@@ -48,6 +48,14 @@ class Encoder:
         words: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
+        self.opening: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "device": device,
+            "words": words,
+            "trust_remote_code": trust_remote_code,
+        }
+        """What opens it again in another process."""
         self.device = pick_device(device)
         self.tokenizer = checkpoint.load_tokenizer(
             name, revision, words=words, trust_remote_code=trust_remote_code

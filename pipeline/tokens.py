@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from cache.layout import Keep, Kind
+from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
@@ -48,6 +49,22 @@ class Tokens:
         if keep == "words":
             return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
         raise PipelineError(f"--keep {keep}: this version keeps all, words or first")
+
+    def of_rows(self, rows: Int[ndarray, " one"]) -> tuple["Tokens", Int[ndarray, " some"]]:
+        """The tokens of some rows alone, and where they are among all."""
+        length = self.length[rows]
+        at = ranges(self.start[rows], length)
+        part = Tokens(
+            input_ids=self.input_ids[at],
+            word_id=self.word_id[at],
+            kind=self.kind[at],
+            type_id=self.type_id[at],
+            start=spans(length),
+            n_words=self.n_words[rows],
+            words_cut=0,
+            words_empty=0,
+        )
+        return part, at
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
