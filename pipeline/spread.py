@@ -29,6 +29,9 @@ from pipeline.tokens import Tokens
 if TYPE_CHECKING:
     from distributed import Client
 
+Spread = Callable[[Stage], int]
+"""How the missing blocks are made; returns how many that was."""
+
 _BLOCKS = {"cpu": 1, "cuda": 4}
 """Blocks in one task: on a GPU one takes less time than sending it."""
 
@@ -54,7 +57,7 @@ class Job:
     kept: Bool[ndarray, " token"]
 
 
-def on_cluster(client: "Client", *, threads: int | None = None) -> Callable[[Stage], int]:
+def on_cluster(client: "Client", *, threads: int | None = None) -> Spread:
     """How an extraction runs on a cluster; to be given to `pipeline.extract.extract`.
 
     Args:
@@ -65,9 +68,7 @@ def on_cluster(client: "Client", *, threads: int | None = None) -> Callable[[Sta
 
 
 @contextmanager
-def spread_over(
-    scheduler: str | None, threads: int | None = None
-) -> Iterator[Callable[[Stage], int] | None]:
+def spread_over(scheduler: str | None, threads: int | None = None) -> Iterator[Spread | None]:
     """Joins or starts the cluster that ``--scheduler`` names; None where there is no such flag.
 
     Raises:
@@ -77,11 +78,9 @@ def spread_over(
         yield None
         return
     with cluster.connect(scheduler, threads=threads) as client:
-        local = scheduler.startswith(cluster.LOCAL)
-        yield on_cluster(
-            client,
-            threads=threads or (cluster.local_threads(len(cluster.workers_of(client))) if local else None),
-        )
+        if threads is None and scheduler.startswith(cluster.LOCAL):
+            threads = cluster.local_threads(len(cluster.workers_of(client)))
+        yield on_cluster(client, threads=threads)
 
 
 def _run(client: "Client", threads: int | None, stage: Stage) -> int:
@@ -178,9 +177,7 @@ def _encoder(setting: Setting) -> Encoder:
         _ENCODERS[key] = Encoder(**setting.opening)
     encoder, asked = _ENCODERS[key], setting.recipe.encoder
     if encoder.record.weights_sha256 != asked.weights_sha256:
-        raise PipelineError(
-            f"--encoder {asked.name}: its weights there are others: give all the same files"
-        )
+        raise PipelineError(f"--encoder {asked.name}: its weights there are others: give all the same")
     return encoder
 
 

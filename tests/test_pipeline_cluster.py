@@ -1,4 +1,4 @@
-"""Extraction on the processes of a cluster, one of which is killed; and clusters that are not as they should be."""
+"""Extraction on a cluster, one of whose processes is killed; and clusters that are not as they should be."""
 
 import os
 import signal
@@ -53,9 +53,7 @@ def ready(place, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_blocks_in_flight_and_the_bank_is_the_same(
-    ready, tmp_path, client
-):
+def test_a_killed_worker_costs_its_blocks_in_flight_and_the_bank_is_the_same(ready, tmp_path, client):
     data, encoder = ready
     alone = extract(data, encoder, str(tmp_path / "alone"), dtype="float32")
     assert alone.blocks > 20
