@@ -1,4 +1,4 @@
-"""Extraction on a cluster, one of whose processes is killed; and clusters that are not as they should be."""
+"""Extraction on a cluster one of whose processes is killed; and clusters that are not as they should be."""
 
 import os
 import signal
