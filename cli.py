@@ -431,6 +431,22 @@ def list_(
     _print(inventory.inventory(folder), as_json, terminal.show_inventory)
 
 
+@app.command()
+def remove(
+    store: Store,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Deletes a bank, after asking."""
+    from pipeline import inventory, terminal
+
+    facts = inventory.removable(store, ask=not yes)
+    if not yes and not typer.confirm(f"remove {terminal.bank_in_short(facts)}?", err=True):
+        raise typer.Exit(1)
+    inventory.remove(store)
+    _print({"store": store, "removed": True, "bytes": facts["bytes"]}, as_json, terminal.show_removal)
+
+
 def _print(result: Any, as_json: bool, show: Any) -> None:
     """Prints a result as one JSON object, or for people."""
     from dataclasses import asdict, is_dataclass

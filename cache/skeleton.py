@@ -18,8 +18,12 @@ from cache.plan import Plan
 
 _DECISIVE = ("tokenizer_sha256", "columns", "max_length", "keep", "layers", "dtype", "seed", "codec")
 
-_PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
+PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
 """The root's attributes while the plan is being written: a folder with just these may be cleared."""
+
+
+MEMBERS = frozenset({STATES, layout.TARGETS, *TOKEN_ARRAYS, *layout.EXAMPLE_ARRAYS})
+"""What a split may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,8 @@ def is_planned(path: Path) -> bool:
     if not (path / "zarr.json").exists():
         raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
     attrs = dict(store.open_root(str(path), "r").attrs)
-    if attrs == _PLANNING:
-        _clear(path)
+    if attrs == PLANNING:
+        clear(path)
         return False
     if "format_version" not in attrs:
         raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
@@ -58,7 +62,7 @@ def _is_leftover(child: Path) -> bool:
     return child.name.startswith("zarr.") and child.suffix == store.PARTIAL
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Removes a plan that was cut off, its root last: cut off again, it is still known for one."""
     for child in path.iterdir():
         if child.is_dir():
@@ -74,7 +78,7 @@ def make(
     versions: Mapping[str, str],
 ) -> None:
     """Makes groups, arrays and plan; the fingerprint comes last and says that they are whole."""
-    root = zarr.create_group(str(path), attributes=dict(_PLANNING))
+    root = zarr.create_group(str(path), attributes=dict(PLANNING))
     for name, plan in plans.items():
         make_split(root, name, recipe, plan, rows[name])
     # Not `attrs.update`, which writes the file once for every key.

@@ -217,6 +217,19 @@ def show_verification(result: Mapping[str, Any]) -> None:
     say(f"{result['blocks']} blocks: {found}")
 
 
+def bank_in_short(bank: Mapping[str, Any]) -> str:
+    """A bank in a few words."""
+    if "encoder" not in bank:
+        return f"the unfinished bank {bank['store']} ({size(bank['bytes'])})"
+    splits = ", ".join(f"{split['examples']:,} {name}" for name, split in bank["splits"].items())
+    return f"{bank['store']} ({_short(bank['encoder']['name'])}, {splits}, {size(bank['bytes'])})"
+
+
+def show_removal(result: Mapping[str, Any]) -> None:
+    """What was removed."""
+    say(f"{result['store']}: removed, {size(result['bytes'])}")
+
+
 def show_inventory(result: Mapping[str, Any]) -> None:
     """Banks and runs."""
     banks = [
@@ -225,7 +238,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
             _short(bank["encoder"]["name"]) if "encoder" in bank else bank["error"],
             bank.get("keep", ""),
             bank.get("dtype", ""),
-            sum(split["examples"] for split in bank.get("splits", {}).values()),
+            ", ".join(f"{split['examples']:,} {name}" for name, split in bank.get("splits", {}).items()),
             size(bank.get("bytes", 0)),
             ", ".join(bank.get("targets", {})),
             bank["complete"],
@@ -233,7 +246,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         for bank in result["banks"]
     ]
     if banks:
-        table("", ("bank", "encoder", "keep", "dtype", "examples", "size", "targets", "complete"), banks)
+        table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
         (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)
