@@ -6,6 +6,7 @@ task does: functions and items come from the caller and must be picklable.
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -57,7 +58,10 @@ def connect(address: str, *, threads: int | None = None) -> Iterator["Client"]:
         exits.enter_context(_quiet())
         if address.startswith(LOCAL):
             cluster = exits.enter_context(_local_cluster(_processes(address), threads))
-            yield exits.enter_context(distributed.Client(cluster, set_as_default=False))
+            client = exits.enter_context(distributed.Client(cluster, set_as_default=False))
+            # Ctrl-C reaches every process of a terminal; this one ends the others, which need not say so.
+            client.run(lambda: signal.signal(signal.SIGINT, signal.SIG_IGN) and None)
+            yield client
             return
         try:
             if "://" not in address:

@@ -172,7 +172,7 @@ class Encoder:
             shapes = sorted({tuple(state.shape) for state in states})
         except Exception as error:  # a model of something else than text fails in a way of its own
             raise PipelineError(
-                f"--encoder {name}: it gives no states of text: {checkpoint.first_line(error)}"
+                f"--encoder {name}: it gives no states of text: {checkpoint.in_short(error)}"
             ) from error
         if len(shapes) != 1 or shapes[0][:2] != (1, 2):
             raise PipelineError(

@@ -30,8 +30,18 @@ class Tokens:
     type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
     start: Int[ndarray, " boundary"]
     n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token included
-    words_cut: int  # words that `max_length` cut off, of pairs too
-    words_empty: int  # words that the tokenizer makes no token of
+    cut: Int[ndarray, " row"]  # words that `max_length` cut off, of pairs too
+    empty: Int[ndarray, " row"]  # words that the tokenizer makes no token of
+
+    @property
+    def words_cut(self) -> int:
+        """Words of all rows that `max_length` cut off."""
+        return int(self.cut.sum())
+
+    @property
+    def words_empty(self) -> int:
+        """Words of all rows that the tokenizer makes no token of."""
+        return int(self.empty.sum())
 
     @cached_property
     def length(self) -> Int[ndarray, " row"]:
@@ -61,8 +71,8 @@ class Tokens:
             type_id=self.type_id[at],
             start=spans(length),
             n_words=self.n_words[rows],
-            words_cut=0,
-            words_empty=0,
+            cut=self.cut[rows],
+            empty=self.empty[rows],
         )
         return part, at
 
@@ -90,8 +100,8 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         type_id=_flat([part.type_id for part in parts], np.uint8),
         start=start,
         n_words=np.array([part.n_words for part in parts], dtype=np.int32),
-        words_cut=sum(part.cut for part in parts),
-        words_empty=sum(part.empty for part in parts),
+        cut=np.array([part.cut for part in parts], dtype=np.int32),
+        empty=np.array([part.empty for part in parts], dtype=np.int32),
     )
 
 
