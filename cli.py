@@ -70,6 +70,10 @@ ForwardPrecision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Of the encoder's products; auto: bfloat16 where the device has units for it."),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -114,6 +118,7 @@ def extract(
     precision: ForwardPrecision = "auto",
     force: Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
+    scheduler: Scheduler = None,
     trust_remote_code: Trust = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -125,6 +130,7 @@ def extract(
     from pipeline.device import set_threads
     from pipeline.encoder import open_encoder
     from pipeline.extract import extract as run
+    from pipeline.spread import spread_over
 
     set_threads(threads)
     corpus = load_corpus(data, text=text, text_pair=text_pair, words=words, revision=revision)
@@ -137,7 +143,7 @@ def extract(
         words=corpus.words is not None,
         trust_remote_code=trust_remote_code,
     )
-    with terminal.extraction_bar() as bar:
+    with spread_over(scheduler, threads) as spread, terminal.extraction_bar() as bar:
         result = run(
             corpus,
             loaded,
@@ -152,6 +158,7 @@ def extract(
             targets=target,
             force=force,
             progress=bar,
+            spread=spread,
         )
     _print(result, as_json, terminal.show_extraction)
 
@@ -484,6 +491,22 @@ def list_(
     from pipeline import inventory, terminal
 
     _print(inventory.inventory(folder), as_json, terminal.show_inventory)
+
+
+@app.command()
+def remove(
+    store: Store,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Deletes a bank, after asking."""
+    from pipeline import inventory, terminal
+
+    facts = inventory.removable(store, ask=not yes)
+    if not yes and not typer.confirm(f"remove {terminal.bank_in_short(facts)}?", err=True):
+        raise typer.Exit(1)
+    inventory.remove(store)
+    _print({"store": store, "removed": True, "bytes": facts["bytes"]}, as_json, terminal.show_removal)
 
 
 def _print(result: Any, as_json: bool, show: Any) -> None:

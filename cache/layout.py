@@ -15,6 +15,12 @@ STATES = "states"
 TARGETS = "targets"
 STATES_AXES = ("layer", "token", "width")
 
+GENERATIONS = "generations"
+"""Attribute of a split that has grown: examples and blocks of the first deal and of each growth."""
+
+GROWING = "growing"
+"""Root attribute of a bank whose growth has not ended: the group that says what it becomes."""
+
 TOKEN_ARRAYS = {"input_ids": "int32", "word_id": "int32", "kind": "uint8"}
 """Arrays with one entry a token, chunked by block like the states."""
 

@@ -5,7 +5,7 @@ its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, wor
 ``max_length`` cut off included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,24 +85,58 @@ def write_target(split: zarr.Group, target: Target) -> None:
         CacheError: the name cannot name an array, or the disk refused.
     """
     check_name(target.name)
-    if _is_stored(split, target):
-        return
     try:
-        array = split.require_group(TARGETS).create_array(
-            target.name,
-            shape=target.values.shape,
-            chunks=(max(1, min(_CHUNK, len(target.values))),),
-            dtype=target.values.dtype,
-            compressors=[Crc32cCodec()],
-            dimension_names=("word" if target.kind == "tags" else "example",),
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = target.values
-        # Not `attrs.update`, which writes the file once for every key.
-        array.update_attributes({"kind": target.kind, "names": list(target.names), "metric": target.metric})
+        recover(split)
+        if _is_stored(split, target):
+            return
+        held = split.require_group(TARGETS)
+        path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
+        if path is None or beside is None or not path.exists():
+            _write(held, target.name, target)
+            return
+        # An earlier target of that name is lost only when the new one is whole.
+        _write(held, store.BESIDE, target)
+        store.switch(beside, path)
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
+
+
+def recover(split: zarr.Group) -> None:
+    """Brings back a target that a killed writer had just put aside."""
+    folder = store.folder_of(split, TARGETS)
+    if folder is not None:
+        store.settle_switches(folder)
+
+
+def _write(held: zarr.Group, name: str, target: Target) -> None:
+    array = held.create_array(
+        name,
+        shape=target.values.shape,
+        chunks=(max(1, min(_CHUNK, len(target.values))),),
+        dtype=target.values.dtype,
+        compressors=[Crc32cCodec()],
+        dimension_names=("word" if target.kind == "tags" else "example",),
+        overwrite=True,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = target.values
+    # Not `attrs.update`, which writes the file once for every key.
+    array.update_attributes({"kind": target.kind, "names": list(target.names), "metric": target.metric})
+
+
+def unfinished(split: zarr.Group) -> list[str]:
+    """Names of targets that a writer was killed over: they do not count."""
+    if TARGETS not in split:
+        return []
+    held = store.members(split[TARGETS])
+    return [name for name, array in sorted(held.items()) if "kind" not in array.attrs]
+
+
+def lengthen(target: Target, more: int) -> Target:
+    """The target with units more that have no label."""
+    nothing = np.nan if target.kind == "float" else -1
+    added = np.full(more, nothing, dtype=target.values.dtype)
+    return replace(target, values=np.concatenate([target.values, added]))
 
 
 def _is_stored(split: zarr.Group, target: Target) -> bool:

@@ -9,15 +9,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.quiet import HUB, quiet
 
 _UNUSED = ("pooler.",)
 """Weights that no hidden state depends on; many checkpoints lack them, so loading draws them anew."""
+
+_SAID = 300
+"""Characters of another library's message that are passed on."""
 
 _SETTINGS = (
     "model_type",
@@ -111,7 +116,8 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with quiet(*HUB):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -134,17 +140,17 @@ def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterab
 
 def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
     if Path(name).is_dir():
-        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {first_line(error)}")
+        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {in_short(error)}")
     return PipelineError(
         f"--encoder {name}: no such directory, and its {what} cannot be had from the Hub "
-        f"({first_line(error)}): check the name or the network, or give a directory"
+        f"({in_short(error)}): check the name or the network, or give a directory"
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
+def in_short(error: BaseException) -> str:
+    """What an exception says, as one line that is not too long."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return shorten(said, width=_SAID, placeholder=" …").rstrip(".:")
 
 
 def n_ids(model: Any) -> int:

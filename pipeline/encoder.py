@@ -57,6 +57,15 @@ class Encoder:
         trust_remote_code: bool = False,
         precision: str = "float32",
     ) -> None:
+        self.opening: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "device": device,
+            "words": words,
+            "trust_remote_code": trust_remote_code,
+            "precision": precision,
+        }
+        """What opens it again in another process."""
         self.device, self.precision = pick_device(device), "float32"
         self.tokenizer = checkpoint.load_tokenizer(
             name, revision, words=words, trust_remote_code=trust_remote_code
@@ -160,7 +169,7 @@ class Encoder:
             shapes = sorted({tuple(state.shape) for state in states})
         except Exception as error:  # a model of something else than text fails in a way of its own
             raise PipelineError(
-                f"--encoder {name}: it gives no states of text: {checkpoint.first_line(error)}"
+                f"--encoder {name}: it gives no states of text: {checkpoint.in_short(error)}"
             ) from error
         if len(shapes) != 1 or shapes[0][:2] != (1, 2):
             raise PipelineError(
@@ -179,7 +188,7 @@ class Encoder:
         except Exception as error:  # code that counts on one type everywhere fails in a way of its own
             raise PrecisionError(
                 f"--precision {precision}: {name} does not compute in it "
-                f"({checkpoint.first_line(error)}): use --precision float32"
+                f"({checkpoint.in_short(error)}): use --precision float32"
             ) from error
 
     def _check_ids(self, padded: Int[ndarray, "row longest"]) -> None:

@@ -70,6 +70,8 @@ class Extraction:
     batch_tokens: int  # padded tokens in one forward
     precision: str  # of the encoder's products
     notes: list[str] = field(default_factory=list)
+    new_rows: dict[str, int] = field(default_factory=dict)  # rows that the bank lacked, of each split
+    unlabelled: list[str] = field(default_factory=list)  # the bank's targets that have no label on them
 
 
 def extract(
@@ -87,8 +89,11 @@ def extract(
     targets: Sequence[str] | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    spread: Callable[["Stage"], int] | None = None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
+
+    A bank whose rows are all in the data grows by the rows that it lacks; those alone are encoded.
 
     Args:
         corpus: the data.
@@ -105,6 +110,7 @@ def extract(
         targets: columns of labels; by default every column that can be one.
         force: start even where the disk has no room for the bank.
         progress: called after every block.
+        spread: how the blocks are made elsewhere, see `pipeline.spread`; in this process by default.
 
     Raises:
         PipelineError: the data or a choice is wrong.
@@ -124,9 +130,10 @@ def extract(
     if not force:
         check_room(store, recipe, tokens)
     with Writer(store, recipe, rows, versions=versions()) as writer:
-        stage = _Stage(writer, encoder, tokens, kept, progress)
-        encoded = stage.run()
+        stage = Stage(writer, encoder, tokens, kept, progress)
+        encoded = stage.run() if spread is None else spread(stage)
         _write_labels(writer, labels)
+        unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: _report(writer, name, tokens[name]) for name in tokens}
         writer.finish(reports, skipped=skipped)
     bank = open_bank(store)
@@ -144,6 +151,8 @@ def extract(
         batch_tokens=recipe.batch_tokens,
         precision=recipe.precision,
         notes=_notes(recipe, batch_tokens),
+        new_rows=writer.new_rows,
+        unlabelled=unlabelled,
     )
 
 
@@ -183,8 +192,17 @@ def recipe_for(
     )
 
 
-class _Stage:
-    """Computes the missing blocks and writes each behind the next one's computation."""
+class Stage:
+    """Computes the missing blocks and writes each behind the next one's computation.
+
+    Args:
+        writer: of the bank.
+        encoder: the frozen encoder.
+        tokens: of each split's rows.
+        kept: which of the tokens are kept.
+        progress: called after every block.
+        todo: split and number of the blocks to make; those that are missing by default.
+    """
 
     def __init__(
         self,
@@ -193,15 +211,18 @@ class _Stage:
         tokens: Mapping[str, Tokens],
         kept: Mapping[str, ndarray],
         progress: Callable[[Progress], None],
+        todo: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         self.writer, self.encoder, self.tokens, self.kept = writer, encoder, tokens, kept
-        self.todo = [(name, block) for name in tokens for block in writer.missing(name)]
+        if todo is None:
+            todo = [(name, block) for name in tokens for block in writer.missing(name)]
+        self.todo = list(todo)
         self._progress = progress
         self._totals = np.zeros(2, dtype=np.int64)  # examples, tokens
         for split, block in self.todo:
             self._totals += self._counts(split, block)
         self._done = np.zeros(2, dtype=np.int64)
-        self._blocks_written = self._bytes_written = 0
+        self._blocks_written = self.written_bytes = 0
         self._pending: list[Future[int]] = []
         self._free: queue.Queue[Tensor] = queue.Queue()
 
@@ -219,11 +240,23 @@ class _Stage:
                 self._collect(wait=True)
             except KeyboardInterrupt:
                 self._collect(wait=True)
-                raise StoppedError(
-                    f"stopped: {self._blocks_written} of {len(self.todo)} blocks were written and stay. "
-                    "Run the same command again to go on"
-                ) from None
+                raise self.stopped() from None
         return len(self.todo)
+
+    def stopped(self) -> StoppedError:
+        """What to say when the user stopped it."""
+        return StoppedError(
+            f"stopped: {self._blocks_written} of {len(self.todo)} blocks were written and stay. "
+            "Run the same command again to go on"
+        )
+
+    def note(self, split: str, blocks: Sequence[int], written_bytes: int) -> None:
+        """Takes note of blocks that another process wrote."""
+        for block in blocks:
+            self._done += self._counts(split, block)
+        self._blocks_written += len(blocks)
+        self.written_bytes += written_bytes
+        self._report(split)
 
     def _make_buffers(self) -> None:
         recipe, device = self.writer.recipe, self.encoder.device
@@ -290,7 +323,7 @@ class _Stage:
     def _collect(self, *, wait: bool) -> None:
         """Takes note of blocks that are written; raises what their writing raised."""
         while self._pending and (wait or self._pending[0].done()):
-            self._bytes_written += self._pending.pop(0).result()
+            self.written_bytes += self._pending.pop(0).result()
             self._blocks_written += 1
 
     def _report(self, split: str) -> None:
@@ -299,7 +332,7 @@ class _Stage:
                 split=split,
                 examples=int(self._done[0]),
                 tokens=int(self._done[1]),
-                written_bytes=self._bytes_written,
+                written_bytes=self.written_bytes,
                 n_examples=int(self._totals[0]),
                 n_tokens=int(self._totals[1]),
             )

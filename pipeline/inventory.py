@@ -1,13 +1,17 @@
 """What is there: the description of one bank, and the banks and runs below a folder."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from cache import Bank, CacheError, open_bank
 from cache.reader import is_bank
+from cache.removal import check_removable, remove
 from pipeline.errors import PipelineError
 from pipeline.results import CONFIG, RESULT
+
+__all__ = ["describe", "inventory", "removable", "remove"]
 
 _DEPTH = 4
 """Folders below the one asked for that are looked into."""
@@ -42,6 +46,19 @@ def describe(bank: Bank) -> dict[str, Any]:
     }
 
 
+def removable(store: str, *, ask: bool) -> dict[str, Any]:
+    """What a bank that is to be removed holds, as far as it can be read.
+
+    Raises:
+        CacheError: it is no bank.
+        PipelineError: the user is to be asked, and there is no terminal to ask at.
+    """
+    folder = check_removable(store)
+    if ask and not sys.stdin.isatty():
+        raise PipelineError(f"{store} is removed only after asking, and there is no terminal: give --yes")
+    return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), **_bank_line(folder)}
+
+
 def _split(bank: Bank, name: str) -> dict[str, Any]:
     split = bank.split(name)
     attrs = dict(split.group.attrs)
@@ -50,6 +67,7 @@ def _split(bank: Bank, name: str) -> dict[str, Any]:
         "tokens": split.n_tokens,
         "blocks": split.n_blocks,
         "block_tokens": split.block_tokens,
+        "generations": split.generations,
         "words_cut": attrs.get("words_cut", 0),
         "words_empty": attrs.get("words_empty", 0),
         "fingerprint": attrs["fingerprint"],

@@ -108,7 +108,8 @@ class Predictor:
 
         Yields:
             The prediction of each run under its target's name: a class name, a list of tags, a number.
-            `words_cut` counts words that `max_length` cut off, if there are any; their tag is O.
+            `words_cut` counts words that `max_length` cut off and `words_empty` those that the tokenizer
+            makes no token of, if there are any; their tag is O.
         """
         for first in range(0, len(texts), CHUNK_ROWS):
             here = slice(first, first + CHUNK_ROWS)
@@ -121,9 +122,10 @@ class Predictor:
             columns = {run.target.name: self._predict(run, encoded) for run in self.runs}
             for i in range(len(tokens.length)):
                 row = {name: values[i] for name, values in columns.items()}
-                seen = tokens.word_id[tokens.start[i] : tokens.start[i + 1]].max(initial=-1) + 1
-                cut = int(tokens.n_words[i]) - int(seen)
-                yield {**row, "words_cut": cut} if cut > 0 and words_based(self.runs[0]) else row
+                if words_based(self.runs[0]):
+                    lost = {"words_cut": int(tokens.cut[i]), "words_empty": int(tokens.empty[i])}
+                    row |= {name: count for name, count in lost.items() if count}
+                yield row
 
     def predict_rows(self, rows: "Rows") -> Iterator[dict[str, Any]]:
         """Each input as it is shown, with its predictions; see `predict`."""

@@ -133,6 +133,9 @@ def show_extraction(result: Mapping[str, Any]) -> None:
     names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
     rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
     table("", ("split", "examples", "kept tokens", "blocks", "words cut off", "words without token"), rows)
+    grown = ", ".join(f"{n:,} of {split}" for split, n in result["new_rows"].items())
+    if grown:
+        say(f"{result['store']} lacked rows of the data: {grown}")
     if result["blocks_encoded"] == 0:
         say(f"{result['store']} was complete: nothing to encode")
     else:
@@ -141,6 +144,8 @@ def show_extraction(result: Mapping[str, Any]) -> None:
             f"blocks encoded in {result['seconds']:.1f} s"
         )
     say(f"targets: {', '.join(result['targets']) or 'none'}")
+    for name in result["unlabelled"]:
+        note(f"target {name!r} has no labels on the new rows: add them with 'layerbank label'")
     for column, reason in result["skipped"].items():
         note(f"column {column!r} is no target: {reason}")
     if any(facts["words_cut"] for facts in result["splits"].values()):
@@ -243,6 +248,19 @@ def show_verification(result: Mapping[str, Any]) -> None:
     say(f"{result['blocks']} blocks: {found}")
 
 
+def bank_in_short(bank: Mapping[str, Any]) -> str:
+    """A bank in a few words."""
+    if "encoder" not in bank:
+        return f"the unfinished bank {bank['store']} ({size(bank['bytes'])})"
+    splits = ", ".join(f"{split['examples']:,} {name}" for name, split in bank["splits"].items())
+    return f"{bank['store']} ({_short(bank['encoder']['name'])}, {splits}, {size(bank['bytes'])})"
+
+
+def show_removal(result: Mapping[str, Any]) -> None:
+    """What was removed."""
+    say(f"{result['store']}: removed, {size(result['bytes'])}")
+
+
 def show_inventory(result: Mapping[str, Any]) -> None:
     """Banks and runs."""
     banks = [
@@ -251,7 +269,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
             _short(bank["encoder"]["name"]) if "encoder" in bank else bank["error"],
             bank.get("keep", ""),
             bank.get("dtype", ""),
-            sum(split["examples"] for split in bank.get("splits", {}).values()),
+            ", ".join(f"{split['examples']:,} {name}" for name, split in bank.get("splits", {}).items()),
             size(bank.get("bytes", 0)),
             ", ".join(bank.get("targets", {})),
             bank["complete"],
@@ -259,7 +277,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         for bank in result["banks"]
     ]
     if banks:
-        table("", ("bank", "encoder", "keep", "dtype", "examples", "size", "targets", "complete"), banks)
+        table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
         (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)

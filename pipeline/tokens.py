@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
 from cache.layout import Keep, Kind
+from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
 
 _COLUMNS = {"input_ids": np.int32, "word_id": np.int32, "kind": np.uint8, "type_id": np.uint8}
@@ -39,8 +40,18 @@ class Tokens:
     type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
     start: Int[ndarray, " boundary"]
     n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token included
-    words_cut: int  # words that `max_length` cut off, of pairs too
-    words_empty: int  # words that the tokenizer makes no token of
+    cut: Int[ndarray, " row"]  # words that `max_length` cut off, of pairs too
+    empty: Int[ndarray, " row"]  # words that the tokenizer makes no token of
+
+    @property
+    def words_cut(self) -> int:
+        """Words of all rows that `max_length` cut off."""
+        return int(self.cut.sum())
+
+    @property
+    def words_empty(self) -> int:
+        """Words of all rows that the tokenizer makes no token of."""
+        return int(self.empty.sum())
 
     @cached_property
     def length(self) -> Int[ndarray, " row"]:
@@ -72,6 +83,22 @@ class Tokens:
         for array in (self.input_ids, self.word_id, self.kind, self.type_id):
             if isinstance(array, np.memmap):
                 array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+    def of_rows(self, rows: Int[ndarray, " one"]) -> tuple["Tokens", Int[ndarray, " some"]]:
+        """The tokens of some rows alone, and where they are among all."""
+        length = self.length[rows]
+        at = ranges(self.start[rows], length)
+        part = Tokens(
+            input_ids=self.input_ids[at],
+            word_id=self.word_id[at],
+            kind=self.kind[at],
+            type_id=self.type_id[at],
+            start=spans(length),
+            n_words=self.n_words[rows],
+            cut=self.cut[rows],
+            empty=self.empty[rows],
+        )
+        return part, at
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
@@ -119,8 +146,8 @@ def _join_rows(rows: Sequence["_Row"]) -> Tokens:
         type_id=_flat([row.type_id for row in rows], np.uint8),
         start=_ends([len(row.ids) for row in rows]),
         n_words=np.array([row.n_words for row in rows], dtype=np.int32),
-        words_cut=sum(row.cut for row in rows),
-        words_empty=sum(row.empty for row in rows),
+        cut=np.array([row.cut for row in rows], dtype=np.int32),
+        empty=np.array([row.empty for row in rows], dtype=np.int32),
     )
 
 
@@ -145,21 +172,18 @@ class _Column:
 
 
 def _join(parts: Iterable[Tokens], columns: dict[str, _Column]) -> Tokens:
-    lengths, n_words = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    words_cut = words_empty = 0
+    small: dict[str, list[ndarray]] = {n: [np.empty(0, np.int32)] for n in ("n_words", "cut", "empty")}
+    lengths = [np.empty(0, np.int64)]
     for part in parts:
         for name, column in columns.items():
             column.add(getattr(part, name))
+        for name, values in small.items():
+            values.append(getattr(part, name))
         lengths.append(part.length)
-        n_words.append(part.n_words)
-        words_cut += part.words_cut
-        words_empty += part.words_empty
     return Tokens(
         **{name: column.array() for name, column in columns.items()},
+        **{name: np.concatenate(values) for name, values in small.items()},
         start=_ends(np.concatenate(lengths)),
-        n_words=np.concatenate(n_words),
-        words_cut=words_cut,
-        words_empty=words_empty,
     )
 
 

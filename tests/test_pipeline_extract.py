@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -404,6 +405,63 @@ def test_a_complete_bank_is_left_as_it_is(tmp_path, corpus, monkeypatch):
     again = extract(data, encoder_of(), str(tmp_path / "b"))
     assert again.blocks_encoded == 0 < again.blocks
     assert files_of(tmp_path / "b") == before
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("keep", ["all", "words"])
+def test_a_bank_grows_by_the_rows_it_lacks_and_encodes_those_alone(tmp_path, corpus, monkeypatch, keep):
+    old, new = many_rows(60), many_rows(90, seed=8)
+    rows = [*new[:40], *old[::-1], *new[40:]]
+    extract(corpus(train=old), encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32")
+    encode, seen = Encoder.encode, []
+
+    def watched(self, tokens, examples, **options):
+        seen.extend(examples.tolist())
+        return encode(self, tokens, examples, **options)
+
+    monkeypatch.setattr(Encoder, "encode", watched)
+    data = corpus(train=rows, dev=old[:9])
+    again = extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32")
+    texts = Counter(str(row["tokens"]) for row in rows) - Counter(str(row["tokens"]) for row in old)
+    assert Counter(str(rows[i]["tokens"]) for i in seen[:90]) == texts
+    assert sorted(seen[90:]) == list(range(9))
+    assert again.new_rows == {"train": 90, "dev": 9}
+    assert 0 < again.blocks_encoded < again.blocks
+    extract(data, encoder_of(), str(tmp_path / "fresh"), keep=keep, dtype="float32")
+    grown, fresh = (open_bank(str(tmp_path / name)) for name in ("b", "fresh"))
+    assert grown.fingerprint != fresh.fingerprint
+    for one, two in zip(states_by_row(grown), states_by_row(fresh), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5, rtol=0)
+    places = [np.argsort(bank.split("train").row) for bank in (grown, fresh)]
+    for name in ("intent", "score"):
+        one, two = (
+            bank.split("train").target(name).values[at]
+            for bank, at in zip((grown, fresh), places, strict=True)
+        )
+        np.testing.assert_array_equal(one, two)
+    before = files_of(tmp_path / "b")
+    assert extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32").blocks_encoded == 0
+    assert files_of(tmp_path / "b") == before
+
+
+def test_a_growth_says_what_it_took_and_what_has_no_labels(tmp_path):
+    data, rows = tmp_path / "data", many_rows(20)
+    run = ["extract", str(data), "--encoder", tiny_encoder(), "--store", str(tmp_path / "b")]
+    write_rows(data, train=rows[:15])
+    said = CliRunner().invoke(cli.app, [*run, "--threads", "1"])
+    assert "lacked rows" not in said.stdout
+    write_rows(data, train=rows)
+    said = CliRunner().invoke(cli.app, [*run, "--target", "intent", "--threads", "1"])
+    assert said.exit_code == 0
+    assert f"{tmp_path / 'b'} lacked rows of the data: 5 of train" in said.stdout
+    assert "target 'tags' has no labels on the new rows: add them with 'layerbank label'" in said.stderr
+    said = CliRunner().invoke(cli.app, [*run, "--target", "intent", "--threads", "1"])
+    assert f"{tmp_path / 'b'} was complete: nothing to encode" in said.stdout
+    write_rows(data, train=rows[1:])
+    said = CliRunner().invoke(cli.app, [*run, "--threads", "1"])
+    assert said.exit_code == 1
+    assert "1 of 20 of split train are not in the data): name another --store" in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.usefixtures("small_blocks")
