@@ -1,7 +1,7 @@
 """What every early fusion is: a choice of the backbone's weights to train, and of what is added to it."""
 
 from abc import ABC
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -121,6 +121,20 @@ class Method(nn.Module, ABC):
             tasks: number of each example's task.
         """
         return None
+
+    def attentions(
+        self,
+        embedded: Float[Tensor, "example token width"],
+        mask: Bool[Tensor, "example token"],
+        tasks: Int[Tensor, " example"],
+    ) -> Float[Tensor, "example prompt"] | None:
+        """Weights of the source prompts for each example; None where the method has none."""
+        return None
+
+    @property
+    def attended(self) -> Sequence[Sequence[str]]:
+        """For each task, what the columns of `attentions` stand for."""
+        return ()
 
     def call(self, model: Any, inputs: Mapping[str, Any]) -> Any:
         """Runs the backbone with what is being trained."""

@@ -79,8 +79,8 @@ class Batch:
     penalty_share: float = 1.0  # of the method's penalty, where a step is made of several batches
 
 
-Picked = Sequence[tuple[Examples, Int[ndarray, " row"]]]
-"""Rows of some tasks."""
+Picked = Sequence[tuple[Examples, ndarray]]
+"""Numbers of rows of some tasks."""
 
 
 def read_examples(

@@ -1,5 +1,6 @@
 """One run of early fusion, whole: read data and backbone, train, leave a run folder."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +19,10 @@ from pipeline.results import finite
 from pipeline.tuning import folder, memory
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
-from pipeline.tuning.examples import Examples, read_examples
+from pipeline.tuning.examples import Examples, in_order, make_batch, read_examples
 from pipeline.tuning.folder import Source, TaskSpec, TunedRun
 from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_accelerator
-from pipeline.tuning.model import Tuned
+from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
 from pipeline.tuning.saved import open_partial
 from pipeline.tuning.verbalizer import spell, verbalize
@@ -293,6 +294,8 @@ def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, recor
         further[FILE] = prompt_file(
             prompt, fingerprint=run.source.encoder.weights_sha256, method=run.method, task=run.tasks[0].name
         )
+    if tuned.method.attended:
+        further[folder.ATTENTIONS] = _attentions(tuned, job)
     folder.save(
         asked.out,
         {**folder.config_of(run), "asked": _plain(asked), "plan": asdict(plan)},
@@ -301,6 +304,24 @@ def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, recor
         result=run.result,
         further=further,
     )
+
+
+@torch.no_grad()
+def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights of the prompts for every dev example, a tensor a task in the order of the rows."""
+    tensors, columns = {}, {}
+    tuned.eval()
+    heads: Any = list(tuned.heads)
+    for name, examples, attended in zip(job.tasks, job.dev, tuned.method.attended, strict=True):
+        weights = torch.full((len(examples), len(attended)), torch.nan)
+        for picked in in_order(examples):
+            batch = moved(make_batch(picked, tuned.backbone, heads, n_slots=0), tuned.device)
+            embedded = tuned.model.get_input_embeddings()(batch.ids)
+            found = tuned.method.attentions(embedded, batch.mask, batch.tasks)
+            assert found is not None
+            weights[torch.from_numpy(picked[0][1])] = found.float().cpu()
+        tensors[name], columns[name] = weights, json.dumps(attended)
+    return tensors, columns
 
 
 def _plain(asked: Asked) -> dict[str, Any]:
