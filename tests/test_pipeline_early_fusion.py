@@ -67,6 +67,12 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+def are_of_the_vocabulary(prompt, model):
+    """Whether every soft token is some token's embedding."""
+    table = model.get_input_embeddings().weight
+    return all((table == token).all(1).any() for token in prompt)
+
+
 def batch_of(tuned, examples, rows):
     heads = list(tuned.heads)
     return make_batch([(examples, np.array(rows))], tuned.backbone, heads, n_slots=tuned.method.n_slots)
@@ -85,23 +91,20 @@ def plain(model, examples, row, at, soft):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("target", ["intent", "tags"])
-def test_run_learns_something_and_can_be_used_again(folder, method, target):
-    out = f"run-{method}-{target}"
-    lines = []
-    result = tuning.run(
-        folder, method, target, out=out, progress=lambda _, ls: lines.extend(ls), plan={"epochs": 3},
-        **choices_of(folder, method),
-    )  # fmt: skip
+def test_run_learns_something_and_can_be_used_again(folder, method):
+    target = ("intent", "tags")[METHODS.index(method) % 2]
+    out = f"run-{method}"
+    start = tuning.ready(folder, method, target, **choices_of(folder, method))[0].method.state()
+    result = tuning.run(folder, method, target, out=out, **choices_of(folder, method))
     path = folder / out
-    assert lines[-1].loss < lines[0].loss
     assert use.evaluate(str(path), "dev")["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-4)
     assert result["method"] == method
     assert 0 < result["trainable_frac"] <= 1
     saved = safetensors.torch.load_file(path / "tuned.safetensors")
-    of_method = [v for n, v in saved.items() if not n.startswith("heads.")]
+    of_method = {n: v for n, v in saved.items() if not n.startswith("heads.")}
+    assert any(not torch.equal(value, start[name]) for name, value in of_method.items() if name in start)
     if method != "attempt":  # keeps the source prompts too
-        counted = sum(v.numel() for v in of_method)
+        counted = sum(v.numel() for v in of_method.values())
         assert counted == result["method_parameters"] * (2 if method == "diff_prune" else 1)
 
 
@@ -247,8 +250,7 @@ def test_prompt_stands_after_cls_and_the_head_reads_the_text(folder, target):
 
 def test_prompt_starts_as_tokens_of_the_vocabulary(folder):
     tuned, _, _ = tuning.ready(folder, "prompt_tuning", options={"length": "6"})
-    distance = torch.cdist(tuned.method.prompt, tuned.model.get_input_embeddings().weight)
-    assert distance.amin(1).max() < 1e-6
+    assert are_of_the_vocabulary(tuned.method.prompt, tuned.model)
 
 
 FIRST = {"roberta": 1, "bert": 1, "distilbert": 1, "electra": 1, "deberta": 1, "deberta_v2": 1, "gpt2": 0}
@@ -314,6 +316,7 @@ def bert_pair():
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # peft asks by an old name
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_soft_tokens_are_those_of_peft(kind):
     import peft
@@ -400,7 +403,7 @@ def test_difference_is_its_equation():
     groups = np.repeat(g, method.sizes)
     assert np.allclose(method.difference().detach().numpy(), w * gate(a) * gate(groups), atol=1e-5)
     open_share = 1 / (1 + np.exp(-a)) / (1 + np.exp(-groups))  # l = -r: the shift log(-l / r) is 0
-    assert float(method.penalty()) == pytest.approx(1.25e-7 * open_share.sum(), rel=1e-4)
+    assert method.penalty().item() == pytest.approx(1.25e-7 * open_share.sum(), rel=1e-4)
 
 
 def test_gates_are_drawn_as_the_hard_concrete_distribution_says():
@@ -554,8 +557,7 @@ def test_ablations_of_attempt():
     assert torch.equal(method.prompts, sources[1:])
     assert method.attentions(*inputs).shape == (3, 2)
     method = attempt_of(transfer=False)
-    vocabulary = method.host.embeddings.weight
-    assert torch.cdist(method.prompts.flatten(0, 1), vocabulary).amin(1).max() < 1e-5
+    assert are_of_the_vocabulary(method.prompts.flatten(0, 1), method.host.model)
 
 
 def test_target_prompts_start_as_a_source():

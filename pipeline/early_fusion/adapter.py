@@ -97,7 +97,7 @@ def _places(block: nn.Module, host: Host) -> list[nn.Module]:
     """The modules of a layer whose output an adapter works on."""
     layers: Any = getattr(block, "layer", None)
     if isinstance(layers, nn.ModuleList) and hasattr(layers[0], "SelfAttention"):  # T5
-        return [layers[0].dropout, layers[-1].dropout]
+        return [layers[k].get_submodule("dropout") for k in (0, -1)]
     for names in _PLACES:
         try:
             return [block.get_submodule(name) for name in names]

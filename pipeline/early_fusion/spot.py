@@ -16,9 +16,9 @@ class SPoT(Method):
 
     ``mode="generic"`` starts from one prompt, trained before on a mixture of source tasks (`prompt_tuning`
     with several ``--task``). ``mode="targeted"`` starts from Σ_k s_k P_k / Σ_k s_k over the `nearest`
-    source prompts with the largest similarity s_k to the prompt `like`, which was trained on the target itself;
-    s is the cosine of the prompts' mean tokens (the paper's task embedding). Similarities below 0 count as
-    0, which the paper leaves open.
+    source prompts with the largest similarity s_k to the prompt `like`, which was trained on the target
+    itself; s is the cosine of the prompts' mean tokens (the paper's task embedding). Similarities below 0
+    count as 0, which the paper leaves open.
 
     Args:
         host: the backbone, with the source prompts.
