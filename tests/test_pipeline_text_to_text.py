@@ -64,7 +64,7 @@ def test_loss_is_that_of_a_plain_forward(folder, method, length):
 def test_predictions_are_what_is_generated_for_each_row_alone(folder):
     tuned, _, job = ready(folder, "prompt_tuning", options={"length": "3"})
     tuned.eval()
-    tokenizer = tuned.backbone.tokenizer
+    tokenizer, tuned.max_new_tokens = tuned.backbone.tokenizer, 6
     made = []
     for row in range(4):
         batch = batch_of(tuned, job.dev[0], [row])

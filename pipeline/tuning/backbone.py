@@ -107,9 +107,10 @@ def _text_to_text(name: str, revision: str | None, *, words: bool, trust_remote_
     config = model.config
     if tokenizer.pad_token_id is None or tokenizer.eos_token_id is None:
         raise PipelineError(f"--encoder {name}: its tokenizer has no padding or no end token: use another")
-    if config.decoder_start_token_id is None:
-        config.decoder_start_token_id = tokenizer.pad_token_id
-    model.generation_config.decoder_start_token_id = config.decoder_start_token_id
+    # Checkpoints keep it in either of the two places, or leave it out; T5 starts with the padding.
+    known = [getattr(c, "decoder_start_token_id", None) for c in (config, model.generation_config)]
+    start = next((token for token in known if token is not None), tokenizer.pad_token_id)
+    config.decoder_start_token_id = model.generation_config.decoder_start_token_id = start
     record = EncoderRecord(
         name=name,
         revision=revision,

@@ -231,7 +231,7 @@ def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tu
 def _answers(picked: Picked, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     """The tokens of each example's class, and its share in the loss of the step."""
     known = [
-        examples.answers[label] if label >= 0 else ()
+        examples.answers[label] if examples.answers and label >= 0 else ()
         for examples, rows in picked
         for label in examples.target.values[rows]
     ]

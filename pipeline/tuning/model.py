@@ -40,6 +40,8 @@ class Tuned(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.layers = layers
         self.answers = answers
+        lengths = [len(backbone.tokenizer(text)["input_ids"]) for names in answers for text in names]
+        self.max_new_tokens = 1 + max(lengths, default=0)
 
     @property
     def device(self) -> torch.device:
@@ -125,11 +127,10 @@ class Tuned(nn.Module):
     def _generate(self, batch: Batch) -> list[tuple[Part, Tensor]]:
         inputs = self.inputs(batch)
         tokenizer = self.backbone.tokenizer
-        longest = max(len(tokenizer(text)["input_ids"]) for names in self.answers for text in names)
         made = self.model.generate(
             encoder_outputs=self.model.get_encoder()(**inputs),
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=longest + 1,
+            max_new_tokens=self.max_new_tokens,
             do_sample=False,
             num_beams=1,
         )
