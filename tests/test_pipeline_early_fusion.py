@@ -253,6 +253,13 @@ def test_prompt_starts_as_tokens_of_the_vocabulary(folder):
     assert are_of_the_vocabulary(tuned.method.prompt, tuned.model)
 
 
+def test_prompts_learn_slower_on_an_encoder(folder):
+    tuned, _, _ = tuning.ready(folder, "prompt_tuning")
+    assert tuned.method.usual_lr() == 0.03
+    tuned, _, _ = tuning.ready(folder, "prompt_tuning", encoder=tiny_encoder("t5"))
+    assert tuned.method.usual_lr() == 0.3
+
+
 FIRST = {"roberta": 1, "bert": 1, "distilbert": 1, "electra": 1, "deberta": 1, "deberta_v2": 1, "gpt2": 0}
 
 

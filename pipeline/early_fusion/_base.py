@@ -166,6 +166,10 @@ class Method(nn.Module, ABC):
         trained = [p for _, p in self.trained()]
         return [{"params": [*self.parameters(), *trained], "lr": lr}]
 
+    def usual_lr(self) -> float:
+        """The learning rate on this backbone where the user names none."""
+        return self.lr
+
     def trained(self) -> list[tuple[str, nn.Parameter]]:
         """The backbone's weights that are trained, by name."""
         return [(n, p) for n, p in self.host.model.named_parameters() if p.requires_grad]

@@ -25,6 +25,15 @@ def random_tokens(host: Host, length: int, generator: torch.Generator) -> Float[
     return table.detach()[drawn.to(table.device)].clone()
 
 
+def prompt_lr(host: Host) -> float:
+    """Learning rate of a prompt in the input.
+
+    0.3 is that of the papers, for T5. With AdamW on a BERT-like encoder, whose layer normalisation follows
+    the embeddings, it is too fast: measured on MiniLM, docs/log.md has the figures.
+    """
+    return 0.3 if host.model.config.is_encoder_decoder else 0.03
+
+
 def check_sources(host: Host, method: str) -> None:
     """Refuses a method that starts from prompts when there are none.
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.early_fusion._base import Host, Method
-from pipeline.early_fusion._soft import check_length, check_sources, random_tokens
+from pipeline.early_fusion._soft import check_length, check_sources, prompt_lr, random_tokens
 from pipeline.errors import PipelineError
 
 _NETWORK = "method.network."
@@ -72,7 +72,6 @@ class Attempt(Method):
         sources: t in the same case.
     """
 
-    lr: ClassVar[float] = 0.3
     weight_decay: ClassVar[float] = 1e-5
     warmup_steps: ClassVar[int | None] = 500
 
@@ -182,6 +181,10 @@ class Attempt(Method):
         factor = 1 + (weights[:, n_sources] if weights.shape[1] > n_sources else 0)
         own = self.targets[tasks]
         return mixed + own * torch.as_tensor(factor, device=own.device).view(-1, 1, 1)
+
+    def usual_lr(self) -> float:
+        """0.3 from text to text, less on an encoder."""
+        return prompt_lr(self.host)
 
     def rates(self, lr: float) -> list[dict[str, Any]]:
         """The target prompts and the network, each with a rate of its own."""

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.early_fusion._base import Host, Method
-from pipeline.early_fusion._soft import check_length, expanded, random_tokens
+from pipeline.early_fusion._soft import check_length, expanded, prompt_lr, random_tokens
 
 
 class PromptTuning(Method):
@@ -24,7 +24,6 @@ class PromptTuning(Method):
         length: m, number of soft tokens.
     """
 
-    lr: ClassVar[float] = 0.3
     weight_decay: ClassVar[float] = 1e-5
     leaves_prompt: ClassVar[bool] = True
 
@@ -33,6 +32,10 @@ class PromptTuning(Method):
         check_length(length)
         self.n_slots = length
         self.prompt = nn.Parameter(random_tokens(host, length, generator))
+
+    def usual_lr(self) -> float:
+        """0.3 from text to text, less on an encoder."""
+        return prompt_lr(self.host)
 
     def slots(
         self,

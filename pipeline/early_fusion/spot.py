@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pipeline.early_fusion._base import Host, Method
-from pipeline.early_fusion._soft import check_sources, expanded
+from pipeline.early_fusion._soft import check_sources, expanded, prompt_lr
 from pipeline.errors import PipelineError
 
 
@@ -28,7 +28,6 @@ class SPoT(Method):
         like: for ``targeted``: name of the source prompt trained on the target, which is not averaged.
     """
 
-    lr: ClassVar[float] = 0.3
     weight_decay: ClassVar[float] = 1e-5
     leaves_prompt: ClassVar[bool] = True
 
@@ -83,6 +82,10 @@ class SPoT(Method):
                 "no source prompt is near the target's: start from one by --set mode=generic"
             )
         return {name: similarity / total for name, similarity in kept.items()}
+
+    def usual_lr(self) -> float:
+        """0.3 from text to text, less on an encoder."""
+        return prompt_lr(self.host)
 
     def slots(
         self,

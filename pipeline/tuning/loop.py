@@ -33,7 +33,7 @@ class Plan:
 
     epochs: int = 10
     batch_size: int = 32  # examples a step, of all processes together
-    lr: float = 1e-3  # of the method
+    lr: float | None = None  # of the method; None is what it usually takes on the backbone
     head_lr: float = 1e-3
     weight_decay: float = 0.01
     warmup_steps: int | None = None  # None is a tenth of all steps
@@ -51,7 +51,7 @@ class Plan:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
+            if value is not None and not (math.isfinite(value) and value > 0):
                 raise PipelineError(f"--{name.replace('_', '-')} {value}: give a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise PipelineError(f"--weight-decay {self.weight_decay}: give 0 or more")
@@ -174,7 +174,8 @@ def fit(
 
 def make_optimizer(tuned: Tuned, plan: Plan) -> torch.optim.AdamW:
     """AdamW over what the method trains, by its rates, and over the heads."""
-    groups = [*tuned.method.rates(plan.lr), {"params": list(tuned.heads.parameters()), "lr": plan.head_lr}]
+    lr = tuned.method.usual_lr() if plan.lr is None else plan.lr
+    groups = [*tuned.method.rates(lr), {"params": list(tuned.heads.parameters()), "lr": plan.head_lr}]
     groups = [{**group, "full_lr": group["lr"]} for group in groups if group["params"]]
     return torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
 

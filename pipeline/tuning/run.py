@@ -65,7 +65,7 @@ def make_plan(method: str, **given: Any) -> Plan:
         PipelineError: there is no such method, or a value is out of its range.
     """
     part = load_method(method)
-    usual = {"lr": part.lr, "weight_decay": part.weight_decay, "warmup_steps": part.warmup_steps}
+    usual = {"weight_decay": part.weight_decay, "warmup_steps": part.warmup_steps}
     return Plan(**{**usual, **{name: value for name, value in given.items() if value is not None}})
 
 
@@ -91,6 +91,8 @@ def tune_run(
     folder.check_free_run(asked.out, overwrite=overwrite)
     accelerator = make_accelerator(device or torch.device("cpu"), plan.precision)
     tuned, run, job = prepare(asked, plan)
+    if plan.lr is None:
+        plan = replace(plan, lr=tuned.method.usual_lr())
     if plan.checkpointing:
         recompute(tuned, asked.method)
     with accelerator.main_process_first():
