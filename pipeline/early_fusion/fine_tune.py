@@ -19,7 +19,7 @@ class FineTune(Method):
         generator: unused, nothing is drawn.
     """
 
-    lr: ClassVar[float] = 1e-4
+    lr: ClassVar[float] = 3e-4
 
     def __init__(self, *, host: Host, generator: torch.Generator) -> None:
         super().__init__(host=host)

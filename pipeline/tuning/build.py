@@ -68,14 +68,26 @@ def split_options(
 
 
 def plan_task_head(
-    target: Target, backbone: Backbone, *, fusion: str, decoder: str | None, options: Mapping[str, Any]
+    target: Target,
+    backbone: Backbone,
+    *,
+    fusion: str,
+    decoder: str | None,
+    options: Mapping[str, Any],
+    alone: bool = True,
 ) -> HeadSpec:
     """The head of a task on an encoder.
+
+    Among several tasks (not `alone`) an option goes to those whose decoder has it.
 
     Raises:
         PipelineError: the parts do not fit the target.
     """
     n_layers = backbone.record.n_layers
+    if not alone:
+        pair = (parts.load("fusion", fusion), parts.load("decoder", decoder or DECODER_FOR[target.kind]))
+        known = {name for part in pair for name in parts.hyper_parameters(part)}
+        options = {name: value for name, value in options.items() if name in known}
     return plan_head(
         fusion=fusion,
         decoder=decoder,

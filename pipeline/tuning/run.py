@@ -180,7 +180,12 @@ def _task(
         if asked.verbalizer:
             raise PipelineError("--verbalizer is for models from text to text; an encoder has a decoder")
         head = plan_task_head(
-            target, backbone, fusion=whole.fusion, decoder=whole.decoder, options=head_options
+            target,
+            backbone,
+            fusion=whole.fusion,
+            decoder=whole.decoder,
+            options=head_options,
+            alone=len(whole.tasks) == 1,
         )
     else:
         texts = _texts(asked, labels, whole)
