@@ -107,6 +107,48 @@ def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> n
     return part
 
 
+def is_encoder_decoder(name: str, revision: str | None, *, trust_remote_code: bool) -> bool:
+    """Whether a checkpoint is an encoder and a decoder, by its config.
+
+    Raises:
+        PipelineError: the config cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(
+                name, revision=revision or "main", trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise _cannot_load("config", name, error) from error
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def load_text_to_text(name: str, revision: str | None, *, trust_remote_code: bool) -> nn.Module:
+    """Loads an encoder-decoder with its language-model head, in float32, frozen.
+
+    Raises:
+        PipelineError: it cannot be loaded, or its checkpoint lacks weights.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+    }
+    try:
+        with _quiet():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+    except Exception as error:  # as in `load_model`
+        raise _cannot_load("encoder-decoder", name, error) from error
+    model.eval().requires_grad_(False)
+    _check_weights(name, model, model, info["missing_keys"])
+    return model
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""

@@ -96,6 +96,21 @@ class Encoder:
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
 
     @property
+    def model(self) -> Any:
+        """The `transformers` model itself, for what trains it (`layerbank tune`)."""
+        return self._model
+
+    @property
+    def asks_type_ids(self) -> bool:
+        """Whether the model reads segments."""
+        return self._asks_type_ids
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that padding gets."""
+        return self._pad_id
+
+    @property
     def positions(self) -> int | None:
         """Longest input the position table allows, in tokens; None where there is no such bound."""
         for name, module in self._model.named_modules():

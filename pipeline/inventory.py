@@ -127,6 +127,8 @@ def _run_line(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return {**result, "run": str(folder), "store": config["source"]["store"]}
+        # A run of `layerbank tune` has no bank; what it was trained on is its data.
+        store = config["tasks"][0]["data"] if "tasks" in config else config["source"]["store"]
+        return {**result, "run": str(folder), "store": store}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {"run": str(folder), "error": f"cannot be read: {error}"}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -209,7 +209,20 @@ def _reading(run: Run) -> tuple[int, str, bool, bool]:
     )
 
 
-def words_based(run: Run) -> bool:
+@runtime_checkable
+class Reader(Protocol):
+    """A run, as far as it tells what its inputs are."""
+
+    @property
+    def path(self) -> str:
+        """Its folder."""
+
+    @property
+    def source(self) -> Any:
+        """What it was trained on; has `columns`."""
+
+
+def words_based(run: Reader) -> bool:
     """Whether a run was trained on lists of words."""
     return run.source.columns.get("words") is not None
 
@@ -257,7 +270,7 @@ class Rows:
     shown: list[dict[str, Any]]
 
 
-def read_inputs(run: Run, texts: Sequence[str], file: str | None) -> Rows:
+def read_inputs(run: Reader, texts: Sequence[str], file: str | None) -> Rows:
     """Reads what is to be labelled.
 
     Args:
@@ -288,7 +301,7 @@ def _read_lines(file: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
+def _from_lines(run: Reader, lines: Sequence[str]) -> Rows:
     if words_based(run):
         words = [line.split() for line in lines]
         return Rows(texts=words, pairs=None, shown=[{"tokens": row} for row in words])
@@ -307,7 +320,7 @@ def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
     )
 
 
-def _from_jsonl(run: Run, file: str) -> Rows:
+def _from_jsonl(run: Reader, file: str) -> Rows:
     columns = run.source.columns
     rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
     for column in columns.values():

@@ -206,6 +206,17 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
 
 
+def show_tuned(result: Mapping[str, Any]) -> None:
+    """A run through the encoder."""
+    say(
+        f"{result['run']}: {result['method']} on {result['target']}, dev {result['metric']} "
+        f"{_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
+        f"{result['parameters']:,} parameters ({100 * result['trainable_frac']:.3g} % of all), "
+        f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
+        f"{result['seconds']:.1f} s"
+    )
+
+
 def show_scores(result: Mapping[str, Any]) -> None:
     """The scores of a head on a split."""
     scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())

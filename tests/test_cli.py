@@ -20,7 +20,7 @@ from cache.store import writing
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "extract", "label", "train", "sweep", "evaluate"),
-    *("predict", "inspect", "verify", "list"),
+    *("predict", "inspect", "verify", "list", "tune"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
