@@ -69,6 +69,14 @@ Memory = Annotated[
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the products; weights are float32.")
 ]
+ForwardPrecision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Of the encoder's products; auto: bfloat16 where the device has units for it."),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -116,7 +124,10 @@ def extract(
     revision: Revision = None,
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
+    precision: ForwardPrecision = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
+    scheduler: Scheduler = None,
     trust_remote_code: Trust = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -126,20 +137,23 @@ def extract(
     from pipeline import terminal
     from pipeline.corpus import load_corpus
     from pipeline.device import set_threads
-    from pipeline.encoder import Encoder
+    from pipeline.encoder import open_encoder
     from pipeline.extract import extract as run
+    from pipeline.spread import spread_over
 
     set_threads(threads)
     columns = {"text": text, "text_pair": text_pair, "words": words, "options": options}
     corpus = load_corpus(data, **columns, revision=revision)
-    loaded = Encoder(
+    loaded = open_encoder(
         encoder,
         revision=encoder_revision,
+        precision=precision,
+        store=store,
         device=device,
         words=corpus.words is not None,
         trust_remote_code=trust_remote_code,
     )
-    with terminal.extraction_bar() as bar:
+    with spread_over(scheduler, threads) as spread, terminal.extraction_bar() as bar:
         result = run(
             corpus,
             loaded,
@@ -153,9 +167,63 @@ def extract(
             seed=seed,
             targets=target,
             maskings=maskings,
+            force=force,
             progress=bar,
+            spread=spread,
         )
     _print(result, as_json, terminal.show_extraction)
+
+
+@app.command()
+def plan(
+    data: Data,
+    encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
+    store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
+    keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+    ] = "float16",
+    layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
+    sample: Annotated[str, typer.Option(help="Rows of a split to tokenize, or all.")] = "20000",
+    text: Text = None,
+    text_pair: TextPair = None,
+    words: Words = None,
+    options: Options = None,
+    revision: Revision = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)] = None,
+    precision: ForwardPrecision = "auto",
+    trust_remote_code: Trust = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tells what an extraction would cost: tokens, bytes, time. Writes nothing."""
+    from pipeline import terminal
+    from pipeline.corpus import load_corpus
+    from pipeline.device import set_threads
+    from pipeline.encoder import open_encoder
+    from pipeline.plan import estimate
+
+    n_rows, numbers = _rows(sample), _numbers(layers)
+    set_threads(threads)
+    columns = {"text": text, "text_pair": text_pair, "words": words, "options": options}
+    corpus = load_corpus(data, **columns, revision=revision)
+    loaded = open_encoder(
+        encoder,
+        revision=encoder_revision,
+        precision=precision,
+        store=store,
+        device=device,
+        words=corpus.words is not None,
+        trust_remote_code=trust_remote_code,
+    )
+    result = estimate(
+        corpus, loaded, store=store, keep=keep, dtype=dtype, layers=numbers, max_length=max_length,
+        batch_tokens=batch_tokens, sample=n_rows,
+    )  # fmt: skip
+    _print(result, as_json, terminal.show_plan)
 
 
 @app.command()
@@ -348,22 +416,137 @@ def sweep(
 
 
 @app.command()
+def tune(
+    data: Data,
+    encoder: Annotated[str, typer.Option(help="Hub id or directory of an encoder, or of a T5.")],
+    target: Annotated[str, typer.Option(help="What to learn: a column of the data.")],
+    out: Annotated[str, typer.Option(help="Folder for the run; a run that was cut off is continued.")],
+    method: Annotated[str, typer.Option(help="Early fusion: a name or a dotted path.")] = "fine_tune",
+    fusion: Annotated[str, typer.Option(help="Late fusion on top of an encoder.")] = "last_layer",
+    decoder: Annotated[str | None, typer.Option(help="Decoder; fitting the target by default.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Hyper-parameter of method or head, name=value.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts trained before: a file, a run, or a folder of them.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="DATA::TARGET to learn along, in mixed batches; repeatable.")
+    ] = None,
+    verbalizer: Annotated[
+        list[str] | None, typer.Option(help="CLASS=TEXT, for a model from text to text; repeatable.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 10,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; the method's own by default.")] = None,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of fusion and decoder.")] = 1e-3,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="AdamW's decoupled decay; the method's own by default.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, typer.Option(help="Steps with a rising rate; the method's own by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples a step, of all processes together.")] = 32,
+    accumulation: Annotated[int, typer.Option(help="Pieces of a step, one forward each.")] = 1,
+    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, a second forward.")
+    ] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after this many epochs without a gain.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights and of dropout.")] = 0,
+    data_seed: Annotated[int, typer.Option(help="Of the order of the examples.")] = 0,
+    metric: Annotated[str | None, typer.Option(help="Dev score that picks the epoch.")] = None,
+    train_split: Annotated[str, typer.Option(help="Split to learn from.")] = "train",
+    dev_split: Annotated[str, typer.Option(help="Split to choose the epoch by.")] = "dev",
+    max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    words: Words = None,
+    revision: Revision = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
+    trust_remote_code: Trust = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Trains through the encoder: what late fusion is compared with."""
+    from pipeline import terminal
+    from pipeline.device import pick_device, set_threads
+    from pipeline.tuning import run as module
+
+    set_threads(threads)
+    first = module.TaskAsked(
+        data=data,
+        target=target,
+        columns={"text": text, "text_pair": text_pair, "words": words},
+        revision=revision,
+        metric=metric,
+        verbalizer=_settings(verbalizer, "--verbalizer"),
+    )
+    asked = module.Asked(
+        tasks=[first, *(module.TaskAsked(**_task(one)) for one in task or [])],
+        encoder=encoder,
+        encoder_revision=encoder_revision,
+        method=method,
+        out=out,
+        fusion=fusion,
+        decoder=decoder,
+        options=_settings(options),
+        prompts=prompts,
+        max_length=max_length,
+        splits={"train": train_split, "dev": dev_split},
+        trust_remote_code=trust_remote_code,
+    )
+    plan = module.make_plan(
+        method,
+        epochs=epochs,
+        lr=lr,
+        head_lr=head_lr,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        precision=precision,
+        checkpointing=gradient_checkpointing,
+        patience=patience,
+        seed=seed,
+        data_seed=data_seed,
+    )
+    result = module.tune_run(
+        asked, plan, overwrite=overwrite, device=pick_device(device), progress=terminal.epoch_note
+    )
+    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process a device
+        _print(result, as_json, terminal.show_tuned)
+
+
+@app.command()
 def evaluate(
     run: RunFolder,
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data for a run of tune.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     memory: Memory = "4GiB",
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Scores a trained head on a split of a bank."""
+    """Scores a trained head on a split of a bank, or a run of tune on a split of its data."""
     from pipeline import evaluate as module
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
     from pipeline.results import load_run
+    from pipeline.tuning.folder import is_tuned
 
     set_threads(threads)
+    if is_tuned(run):
+        from pipeline.tuning import use
+
+        result = use.evaluate(run, split, store=store, data=data, device=pick_device(device))
+        return _print(result, as_json, terminal.show_scores)
+    if data is not None:
+        raise typer.BadParameter("--data is for runs of tune: name a bank by --store")
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)
     result = module.evaluate(loaded, bank, split, device=pick_device(device), memory_bytes=_bytes(memory))
@@ -388,13 +571,23 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Labels raw text, one JSON object a line; several runs share one forward of the encoder."""
-    from pipeline.device import set_threads
+    from pipeline import terminal
+    from pipeline.device import pick_device, set_threads
     from pipeline.predict import open_predictor, read_inputs
+    from pipeline.tuning.folder import is_tuned
 
     set_threads(threads)
-    predictor = open_predictor(
-        [run, *(also or [])], encoder=encoder, device=device, trust_remote_code=trust_remote_code
-    )
+    runs: list[str] = [run, *(also or [])]
+    choices: dict[str, Any] = {"encoder": encoder, "trust_remote_code": trust_remote_code}
+    predictor: Any
+    if any(map(is_tuned, runs)):
+        from pipeline.tuning.use import open_tuned_predictor
+
+        predictor = open_tuned_predictor(runs, device=pick_device(device), **choices)
+    else:
+        predictor = open_predictor(runs, device=device, **choices)
+        if predictor.note:
+            terminal.note(predictor.note)
     inputs = read_inputs(predictor.runs[0], texts or [], file)
     for row in predictor.predict_rows(inputs):
         print(json.dumps(row, ensure_ascii=False))
@@ -435,6 +628,22 @@ def list_(
     _print(inventory.inventory(folder), as_json, terminal.show_inventory)
 
 
+@app.command()
+def remove(
+    store: Store,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Deletes a bank, after asking."""
+    from pipeline import inventory, terminal
+
+    facts = inventory.removable(store, ask=not yes)
+    if not yes and not typer.confirm(f"remove {terminal.bank_in_short(facts)}?", err=True):
+        raise typer.Exit(1)
+    inventory.remove(store)
+    _print({"store": store, "removed": True, "bytes": facts["bytes"]}, as_json, terminal.show_removal)
+
+
 def _print(result: Any, as_json: bool, show: Any) -> None:
     """Prints a result as one JSON object, or for people."""
     from dataclasses import asdict, is_dataclass
@@ -454,6 +663,15 @@ def _numbers(text: str) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"--layers {text}: give all, or numbers such as 0,6,12") from error
+
+
+def _rows(text: str) -> int | None:
+    """A number of rows: ``all`` is None."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--sample {text}: give all, or a number of rows")
+    return int(text)
 
 
 def _list(text: str, flag: str, kind: Any) -> list[Any]:
@@ -488,13 +706,21 @@ def _bytes(text: str) -> int:
     raise typer.BadParameter(f"--memory {text}: give a size such as 512MiB or 4GiB")
 
 
-def _settings(options: list[str] | None, **flags: Any) -> dict[str, Any]:
+def _task(text: str) -> dict[str, Any]:
+    """A further task: DATA::TARGET."""
+    data, colons, target = text.rpartition("::")
+    if not (data and colons and target):
+        raise typer.BadParameter(f"--task {text}: give DATA::TARGET")
+    return {"data": data, "target": target}
+
+
+def _settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:
     """Hyper-parameters by name: ``--set name=value`` and the flags that are short for it."""
     settings = {name: value for name, value in flags.items() if value is not None}
     for option in options or []:
         name, equals, value = option.partition("=")
         if not equals or not name:
-            raise typer.BadParameter(f"--set {option}: give name=value")
+            raise typer.BadParameter(f"{flag} {option}: give name=value")
         settings[name] = value
     return settings
 

@@ -6,7 +6,7 @@ which the encoder was found do not take part.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,30 @@ def rows_fingerprint(text_hash: UInt64[ndarray, " row"]) -> str:
     return hashlib.sha256(text_hash.astype("<u8").tobytes()).hexdigest()
 
 
-def bank_fingerprint(recipe: Recipe, rows: Mapping[str, str]) -> str:
-    """Fingerprint of a bank: of its recipe and of the rows of its splits."""
+def bank_fingerprint(
+    recipe: Recipe, rows: Mapping[str, str], grown: Mapping[str, Sequence[Any]] | None = None
+) -> str:
+    """Fingerprint of a bank: of its recipe and of the rows of its splits.
+
+    Args:
+        recipe: what the bank is made with.
+        rows: the fingerprint of each split's rows.
+        grown: for a split that no single deal of these rows makes, see `dealt_fingerprint`.
+    """
     attrs: dict[str, Any] = recipe.to_attrs()
     kept = {name: value for name, value in attrs.items() if name not in _IRRELEVANT}
+    if recipe.precision == "float32":  # so that banks from before it was a choice keep their fingerprint
+        del kept["precision"]
     encoder = {k: v for k, v in attrs["encoder"].items() if k not in ("name", "revision")}
     whole = {**kept, "encoder": encoder, "format_version": FORMAT_VERSION, "rows": dict(rows)}
+    if grown:
+        whole["grown"] = dict(grown)
     return hashlib.sha256(_canonical(whole)).hexdigest()
+
+
+def dealt_fingerprint(text_hash: UInt64[ndarray, " example"], generations: Sequence[Any]) -> list[Any]:
+    """What tells the deal of a split that has grown: its texts in dealt order, and its generations."""
+    return [rows_fingerprint(text_hash), list(generations)]
 
 
 def _canonical(value: object) -> bytes:

@@ -14,9 +14,18 @@ FORMAT_VERSION = 1
 STATES = "states"
 TARGETS = "targets"
 EXTRA = "extra"
-"""Group of what a target needs beside its labels, in the order of the source's rows."""
+"""Group of what a target needs beside its labels."""
+
+OUTPUT_LAYER = "output_layer.safetensors"
+"""File beside the splits of masked text: the encoder's output layer."""
 
 STATES_AXES = ("layer", "token", "width")
+
+GENERATIONS = "generations"
+"""Attribute of a split that has grown: examples and blocks of the first deal and of each growth."""
+
+GROWING = "growing"
+"""Root attribute of a bank whose growth has not ended: the group that says what it becomes."""
 
 TOKEN_ARRAYS = {"input_ids": "int32", "word_id": "int32", "kind": "uint8"}
 """Arrays with one entry a token, chunked by block like the states."""
@@ -75,6 +84,7 @@ class Recipe:
     block_tokens: int  # tokens a block has room for
     codec: Codec = "none"
     batch_tokens: int  # padded tokens in one forward; kept so that a resumed run rounds alike
+    precision: str = "float32"  # of the encoder's products
 
     def to_attrs(self) -> dict[str, Any]:
         """The recipe as the root group's attributes."""
@@ -90,7 +100,9 @@ class Recipe:
             CacheError: an attribute of format version 1 is missing.
         """
         try:
-            known = {name: attrs[name] for name in cls.__dataclass_fields__}
+            # Banks from before `precision` was a choice are float32.
+            found = {"precision": "float32", **attrs}
+            known = {name: found[name] for name in cls.__dataclass_fields__}
             known["encoder"] = EncoderRecord(**attrs["encoder"])
         except (KeyError, TypeError) as error:
             raise CacheError(f"bank attribute {error} is missing or odd: extract the bank again") from error

@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from cache import codecs, store, targets
 from cache.errors import BankIncomplete, CacheError, CorruptChunk
-from cache.layout import STATES, Recipe
+from cache.layout import GENERATIONS, STATES, Recipe
 from cache.skeleton import check_version
 
 _DECODED_BYTES = 512 * 2**20
@@ -47,6 +47,22 @@ class Split:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process opens the files itself."""
         return Split, (self.name, self.group, self.recipe, self._root)
+
+    @cached_property
+    def generations(self) -> list[dict[str, int]]:
+        """Examples and blocks of the first deal and of each growth since."""
+        whole = {"examples": self.n_examples, "blocks": self.n_blocks}
+        return list(self.group.attrs.get(GENERATIONS) or [whole])
+
+    @cached_property
+    def sequence(self) -> Int[ndarray, " block"]:
+        """The blocks in the order in which reading them is a random sample of the rows.
+
+        Each generation's blocks are a random sample of its own rows, so they are spread evenly.
+        """
+        counts = [part["blocks"] for part in self.generations]
+        place = [(np.arange(count) + 0.5) / max(1, count) for count in counts]
+        return np.argsort(np.concatenate(place), kind="stable").astype(np.int64)
 
     @cached_property
     def start(self) -> Int[ndarray, " example"]:
@@ -135,10 +151,10 @@ class Split:
     ) -> Iterator[tuple[int, list[Shaped[ndarray, "token width"]]]]:
         """Streams the split: each block's number and its layers, mapped where that is possible.
 
-        Blocks come in their order, which is a random order of the rows. Fill is included.
+        Blocks come in `sequence`, which is a random order of the rows. Fill is included.
         """
         indices = self.layer_indices(layers)
-        for block in range(self.n_blocks):
+        for block in self.sequence.tolist():
             yield block, [self.chunk(index, block) for index in indices]
 
     def read_block(
@@ -207,7 +223,7 @@ class Split:
         return targets.read_target(self.group, name)
 
     def target_extra(self, name: str) -> dict[str, ndarray]:
-        """What a target keeps beside its labels, in the order of the source's rows.
+        """What a target keeps beside its labels, in the order of the examples.
 
         Raises:
             CacheError: it is damaged.

@@ -16,10 +16,24 @@ from cache.errors import CacheError
 from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan
 
-_DECISIVE = ("tokenizer_sha256", "columns", "max_length", "keep", "layers", "dtype", "seed", "codec")
+_DECISIVE = (
+    "tokenizer_sha256",
+    "columns",
+    "max_length",
+    "keep",
+    "layers",
+    "dtype",
+    "precision",
+    "seed",
+    "codec",
+)
 
-_PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
+PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
 """The root's attributes while the plan is being written: a folder with just these may be cleared."""
+
+
+MEMBERS = frozenset({STATES, layout.TARGETS, layout.EXTRA, *TOKEN_ARRAYS, *layout.EXAMPLE_ARRAYS})
+"""What a split may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +56,8 @@ def is_planned(path: Path) -> bool:
     if not (path / "zarr.json").exists():
         raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
     attrs = dict(store.open_root(str(path), "r").attrs)
-    if attrs == _PLANNING:
-        _clear(path)
+    if attrs == PLANNING:
+        clear(path)
         return False
     if "format_version" not in attrs:
         raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
@@ -58,7 +72,7 @@ def _is_leftover(child: Path) -> bool:
     return child.name.startswith("zarr.") and child.suffix == store.PARTIAL
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Removes a plan that was cut off, its root last: cut off again, it is still known for one."""
     for child in path.iterdir():
         if child.is_dir():
@@ -74,9 +88,9 @@ def make(
     versions: Mapping[str, str],
 ) -> None:
     """Makes groups, arrays and plan; the fingerprint comes last and says that they are whole."""
-    root = zarr.create_group(str(path), attributes=dict(_PLANNING))
+    root = zarr.create_group(str(path), attributes=dict(PLANNING))
     for name, plan in plans.items():
-        _make_split(root, name, recipe, plan, rows[name])
+        make_split(root, name, recipe, plan, rows[name])
     # Not `attrs.update`, which writes the file once for every key.
     root.update_attributes(
         {
@@ -87,8 +101,9 @@ def make(
     )
 
 
-def _make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Rows) -> None:
-    attrs = {
+def split_attrs(plan: Plan, rows: Rows) -> dict[str, Any]:
+    """A split's attributes before any of its blocks is there."""
+    return {
         "n_examples": len(plan.row),
         "n_tokens": int(plan.length.sum()),
         "n_blocks": plan.n_blocks,
@@ -96,13 +111,18 @@ def _make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: R
         "fingerprint": fingerprint.rows_fingerprint(rows.text_hash),
         "complete": False,
     }
-    group = root.create_group(name, attributes=attrs)
+
+
+def make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Rows) -> None:
+    """Makes a split's arrays and its plan; its attributes come last and say that they are whole."""
+    group = root.create_group(name, overwrite=True)
     room, width = plan.block_tokens, recipe.encoder.width
     shape, chunks = (len(recipe.layers), plan.n_blocks * room, width), (1, room, width)
     _make_array(group, STATES, shape, chunks, codecs.numpy_dtype(recipe.dtype), recipe, STATES_AXES)
     for array, dtype in TOKEN_ARRAYS.items():
         _make_array(group, array, (plan.n_blocks * room,), (room,), np.dtype(dtype), recipe, ("token",))
-    _write_examples(group, plan, rows)
+    write_examples(group, plan, rows)
+    group.update_attributes(split_attrs(plan, rows))
 
 
 def _make_array(
@@ -126,7 +146,8 @@ def _make_array(
     )
 
 
-def _write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
+def write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
+    """Writes the arrays with one entry an example."""
     for array, values in _example_arrays(plan, rows).items():
         made = group.create_array(
             array,
@@ -156,11 +177,11 @@ def _row_fingerprints(rows: Mapping[str, Rows]) -> dict[str, str]:
     return {name: fingerprint.rows_fingerprint(split.text_hash) for name, split in rows.items()}
 
 
-def check_same(path: Path, root: zarr.Group, recipe: Recipe, rows: Mapping[str, Rows]) -> None:
+def check_same(path: Path, root: zarr.Group, recipe: Recipe) -> None:
     """Refuses to go on with a bank of another making.
 
     Raises:
-        CacheError: its format, encoder, choices or rows are not those asked for.
+        CacheError: its format, encoder or choices are not those asked for.
     """
     attrs = dict(root.attrs)
     check_version(str(path), attrs)
@@ -176,12 +197,6 @@ def check_same(path: Path, root: zarr.Group, recipe: Recipe, rows: Mapping[str, 
                 f"{path} was made with {name} = {found[name]}, asked for {asked[name]}: "
                 "ask for the same, or name another --store"
             )
-    kept = {name: split.attrs["fingerprint"] for name, split in store.members(root).items()}
-    differing = sorted(set(kept.items()) ^ set(_row_fingerprints(rows).items()))
-    if differing:
-        raise CacheError(
-            f"{path} was made from other rows (split {differing[0][0]} differs): name another --store"
-        )
 
 
 def restore_examples(root: zarr.Group, plans: Mapping[str, Plan], rows: Mapping[str, Rows]) -> None:
@@ -195,7 +210,7 @@ def restore_examples(root: zarr.Group, plans: Mapping[str, Plan], rows: Mapping[
         try:
             found = {array: store.read_whole(group[array]) for array in expected}
         except store.UNREADABLE:
-            _write_examples(group, plan, rows[name])
+            write_examples(group, plan, rows[name])
             continue
         for array, values in expected.items():
             if not np.array_equal(found[array], values):

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import mmap
 import os
+import platform
 import resource
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -44,10 +46,41 @@ def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
 
 
 def members(group: zarr.Group) -> dict[str, Any]:
-    """The groups and arrays right below a group. A file that a killed writer left is none of them."""
+    """The groups and arrays right below a group. What a killed writer left is none of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Object at .* is not recognized", zarr.errors.ZarrUserWarning)
-        return dict(group.members())
+        return {name: node for name, node in group.members() if not name.startswith(".")}
+
+
+BESIDE, ASIDE = ".beside", ".aside-"
+"""Names, in its parent, of a folder that is being written to take another's place, and of that other."""
+
+
+def folder_of(group: zarr.Group, name: str) -> Path | None:
+    """The folder of a member of a group; None where the store is no local disk."""
+    root = getattr(group.store, "root", None)
+    return root / group.path / name if isinstance(root, Path) else None
+
+
+def switch(new: Path, path: Path) -> None:
+    """Puts a folder in the place of another. Cut off between the renames, `settle_switches` goes back."""
+    aside = path.with_name(ASIDE + path.name)
+    path.rename(aside)
+    new.rename(path)
+    shutil.rmtree(aside)
+
+
+def settle_switches(folder: Path) -> None:
+    """Clears up after a writer that was killed in `switch`, or before it."""
+    if not folder.is_dir():
+        return
+    for aside in folder.glob(f"{ASIDE}*"):
+        path = folder / aside.name.removeprefix(ASIDE)
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            aside.rename(path)
+    shutil.rmtree(folder / BESIDE, ignore_errors=True)
 
 
 def chunk_is_there(group: zarr.Group, array: str, *index: int) -> bool:
@@ -117,7 +150,8 @@ def write_chunk(path: Path, values: ndarray) -> None:
     Raises:
         CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    # A name of its own: a worker that was given up for dead may still be writing the same chunk.
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
     data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
     checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
     try:

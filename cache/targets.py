@@ -6,7 +6,7 @@ its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, wor
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +44,8 @@ class Target:
     """The score its task is known by."""
 
     extra: Mapping[str, ndarray] = field(default_factory=dict)
-    """Further arrays in the order of the source's rows, such as the texts of answers. Not read back with
-    the target: see `read_extra`."""
+    """Further arrays, such as the texts of answers: ``n_<name>`` says how many entries of ``<name>`` each
+    example has. Not read back with the target: see `read_extra`."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options that its decoder starts with where the user gives none."""
@@ -78,6 +78,17 @@ def reorder_tags(
     return tags[ranges(spans(n_words)[:-1][row], n_words[row])]
 
 
+def reorder_extra(extra: Mapping[str, ndarray], row: Int[ndarray, " example"]) -> dict[str, ndarray]:
+    """The further arrays of a target in row order -> in dealt order."""
+    dealt: dict[str, ndarray] = {}
+    for name in extra:
+        if f"n_{name}" in extra:
+            counts = extra[f"n_{name}"]
+            dealt[name] = extra[name][ranges(spans(counts)[:-1][row], counts[row])]
+            dealt[f"n_{name}"] = counts[row]
+    return dealt
+
+
 def check_name(name: str) -> None:
     """Refuses a name that cannot name an array.
 
@@ -98,28 +109,45 @@ def write_target(split: zarr.Group, target: Target) -> None:
         CacheError: the name cannot name an array, or the disk refused.
     """
     check_name(target.name)
-    if _is_stored(split, target):
-        return
     try:
+        recover(split)
+        if _is_stored(split, target):
+            return
         _write_extra(split, target)
-        array = split.require_group(TARGETS).create_array(
-            target.name,
-            shape=target.values.shape,
-            chunks=(max(1, min(_CHUNK, len(target.values))), *target.values.shape[1:]),
-            dtype=target.values.dtype,
-            compressors=[Crc32cCodec()],
-            dimension_names=_AXES.get(target.kind, ("example",)),
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = target.values
-        # Not `attrs.update`, which writes the file once for every key.
-        attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
-        array.update_attributes(
-            {**attrs, **({"settings": dict(target.settings)} if target.settings else {})}
-        )
+        held = split.require_group(TARGETS)
+        path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
+        if path is None or beside is None or not path.exists():
+            _write(held, target.name, target)
+            return
+        # An earlier target of that name is lost only when the new one is whole.
+        _write(held, store.BESIDE, target)
+        store.switch(beside, path)
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
+
+
+def recover(split: zarr.Group) -> None:
+    """Brings back a target that a killed writer had just put aside."""
+    folder = store.folder_of(split, TARGETS)
+    if folder is not None:
+        store.settle_switches(folder)
+
+
+def _write(held: zarr.Group, name: str, target: Target) -> None:
+    array = held.create_array(
+        name,
+        shape=target.values.shape,
+        chunks=(max(1, min(_CHUNK, len(target.values))), *target.values.shape[1:]),
+        dtype=target.values.dtype,
+        compressors=[Crc32cCodec()],
+        dimension_names=_AXES.get(target.kind, ("example",)),
+        overwrite=True,
+        config={"write_empty_chunks": True},
+    )
+    array[:] = target.values
+    # Not `attrs.update`, which writes the file once for every key.
+    attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
+    array.update_attributes({**attrs, **({"settings": dict(target.settings)} if target.settings else {})})
 
 
 def _write_extra(split: zarr.Group, target: Target) -> None:
@@ -137,7 +165,7 @@ def _write_extra(split: zarr.Group, target: Target) -> None:
 
 
 def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
-    """The further arrays of a target, in the order of the source's rows.
+    """The further arrays of a target, in dealt order. Rows that came later may have no entry.
 
     Raises:
         CacheError: one is damaged.
@@ -151,6 +179,21 @@ def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
         raise CacheError(
             f"{split.path}/{where} is damaged: write it again with 'layerbank label'"
         ) from error
+
+
+def unfinished(split: zarr.Group) -> list[str]:
+    """Names of targets that a writer was killed over: they do not count."""
+    if TARGETS not in split:
+        return []
+    held = store.members(split[TARGETS])
+    return [name for name, array in sorted(held.items()) if "kind" not in array.attrs]
+
+
+def lengthen(target: Target, more: int) -> Target:
+    """The target with units more that have no label."""
+    nothing = np.nan if target.kind == "float" else -1
+    added = np.full((more, *target.values.shape[1:]), nothing, dtype=target.values.dtype)
+    return replace(target, values=np.concatenate([target.values, added]))
 
 
 def _is_stored(split: zarr.Group, target: Target) -> bool:

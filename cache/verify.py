@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache.errors import CacheError
-from cache.fingerprint import bank_fingerprint, rows_fingerprint
-from cache.layout import EXAMPLE_ARRAYS, TOKEN_ARRAYS
+from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
+from cache.layout import EXAMPLE_ARRAYS, GENERATIONS, TOKEN_ARRAYS
 from cache.reader import Bank, Split
+from cache.targets import unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,27 @@ def verify(bank: Bank) -> Report:
 
 def _fingerprint(bank: Bank) -> list[str]:
     """Whether splits and attributes are still those that the fingerprint was made of."""
-    rows = {}
+    rows, grown, bad = {}, {}, []
     for name in bank.splits:
         split = bank.split(name)
         rows[name] = rows_fingerprint(split.text_hash[np.argsort(split.row)])
-    if bank_fingerprint(bank.recipe, rows) == bank.fingerprint:
-        return []
+        if recorded := split.group.attrs.get(GENERATIONS):
+            grown[name] = dealt_fingerprint(split.text_hash, recorded)
+            bad += _generations(split)
+    if bank_fingerprint(bank.recipe, rows, grown) == bank.fingerprint:
+        return bad
     return [
         f"{bank.path}: splits, rows or attributes are not those the fingerprint was made of: extract into "
         "another --store"
     ]
+
+
+def _generations(split: Split) -> list[str]:
+    """Whether the generations of a split make up the split."""
+    sums = {key: sum(part[key] for part in split.generations) for key in ("examples", "blocks")}
+    if sums == {"examples": split.n_examples, "blocks": split.n_blocks}:
+        return []
+    return [f"split {split.name}: its generations do not sum to its examples and blocks: extract it anew"]
 
 
 def _states(split: Split) -> list[str]:
@@ -69,6 +81,11 @@ def _small_arrays(split: Split) -> list[str]:
             getattr(split, name)
         except CacheError as error:
             bad.append(str(error))
+    for target in unfinished(split.group):
+        bad.append(
+            f"{split.name}/targets/{target} was cut off while it was written: write it again with "
+            "'layerbank label'"
+        )
     for target in split.target_names():
         try:
             split.target(target)

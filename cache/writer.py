@@ -4,7 +4,7 @@ A block is whole or absent: each chunk is written under a temporary name and ren
 was killed leaves nothing that counts. Opening the writer again on the same rows goes on where it ended.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +16,17 @@ import zarr
 from jaxtyping import Shaped
 from numpy import ndarray
 
-from cache import codecs, skeleton, store, targets
+from cache import codecs, growth, skeleton, store, targets
 from cache.errors import BankIncomplete, CacheError
-from cache.layout import STATES, TOKEN_ARRAYS, Recipe
+from cache.layout import GROWING, STATES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan, deal
 from cache.skeleton import Rows
 
 
 class Writer:
     """One bank being written. Use it as a context manager: it holds the bank's lock meanwhile.
+
+    A bank that is there grows by the rows that it lacks, see `cache.growth`.
 
     Args:
         path: folder of the bank; made when it is not there.
@@ -33,7 +35,8 @@ class Writer:
         versions: versions of the packages that take part, for the record.
 
     Raises:
-        CacheError: the folder holds something else, or a bank of another recipe or of other rows.
+        CacheError: the folder holds something else, a bank of another recipe, or one with rows that are not
+            among these.
         BankLocked: another process is writing into it.
     """
 
@@ -52,7 +55,18 @@ class Writer:
         }
         self._dtype = codecs.numpy_dtype(recipe.dtype)
         self._versions = dict(versions or {})
+        self.new_rows: dict[str, int] = {}
+        """Rows of each split that a bank which was there did not have."""
+        self._fingerprint: str | None = None
         self._exit = ExitStack()
+
+    @classmethod
+    def attached(cls, path: str, recipe: Recipe, plans: Mapping[str, Plan]) -> "Writer":
+        """A writer of blocks alone, for another process than the one that holds the lock."""
+        writer = cls(path, recipe, {})
+        writer.plans = dict(plans)
+        writer._root = store.open_root(path, "r+")
+        return writer
 
     def __enter__(self) -> "Writer":
         """Takes the lock, then makes the bank or checks that the one there is of the same making."""
@@ -130,7 +144,33 @@ class Writer:
         rows = self.rows[split]
         counts = {"tags": rows.n_words, "choice": rows.n_words, "token": rows.length}.get(target.kind)
         dealt = values[plan.row] if counts is None else targets.reorder_tags(values, counts, plan.row)
-        targets.write_target(self._root[split], replace(target, values=dealt))
+        extra = targets.reorder_extra(target.extra, plan.row)
+        targets.write_target(self._root[split], replace(target, values=dealt, extra=extra))
+
+    def lengthen_targets(self, written: Collection[str]) -> list[str]:
+        """Gives targets that the data does not have room for the rows that came: those have no label.
+
+        Args:
+            written: names of the targets that were written for all rows.
+
+        Returns:
+            Names of the targets that have rows without a label now.
+        """
+        lengthened = set()
+        for name, plan in self.plans.items():
+            group, n_words = self._root[name], self.rows[name].n_words[plan.row]
+            for target in targets.target_names(group):
+                if target in written:
+                    continue
+                try:
+                    found = targets.read_target(group, target)
+                except CacheError:  # its readers say what to do
+                    continue
+                units = int(n_words.sum()) if found.kind in ("tags", "choice") else len(plan.row)
+                if len(found.values) < units:
+                    targets.write_target(group, targets.lengthen(found, units - len(found.values)))
+                    lengthened.add(target)
+        return sorted(lengthened)
 
     def finish(
         self,
@@ -157,7 +197,20 @@ class Writer:
         for name in self.plans:
             report = dict((reports or {}).get(name, {}))
             self._update(self._root[name], {**report, "complete": True})
-        self._update(self._root, {"skipped": dict(skipped or {}), "complete": True})
+        last: dict[str, Any] = {"skipped": dict(skipped or {}), "complete": True}
+        if self._fingerprint is None:
+            self._update(self._root, last)
+        else:
+            self._end_growth({**last, "fingerprint": self._fingerprint})
+
+    def _end_growth(self, last: Mapping[str, Any]) -> None:
+        """Switches to the grown bank by one write of the root's attributes."""
+        kept = {name: value for name, value in self._root.attrs.items() if name != GROWING}
+        try:
+            self._root.attrs.put({**kept, **last})
+            growth.forget(self._root)
+        except OSError as error:
+            raise store.disk_error(self.path, error) from error
 
     def _update(self, group: zarr.Group, attrs: Mapping[str, Any]) -> None:
         try:
@@ -173,7 +226,11 @@ class Writer:
             for leftover in self.path.rglob(f"*{store.PARTIAL}"):
                 leftover.unlink()
             root = store.open_root(str(self.path), "r+")
-            skeleton.check_same(self.path, root, self.recipe, self.rows)
+            skeleton.check_same(self.path, root, self.recipe)
+            grown = growth.settle(str(self.path), root, self.recipe, self.rows, self.plans)
+            self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
+            for name in self.plans:
+                targets.recover(root[name])
             skeleton.restore_examples(root, self.plans, self.rows)
         except OSError as error:
             raise store.disk_error(self.path, error) from error
@@ -247,4 +304,4 @@ class Writer:
     def _row_of(self, split: str, block: int, token: int) -> int:
         plan = self.plans[split]
         at = np.searchsorted(plan.start, block * plan.block_tokens + token, side="right") - 1
-        return int(plan.row[at])
+        return plan.source_row(int(at))

@@ -4,6 +4,7 @@ An answer is found in the text by its characters, then in the tokens through the
 texts stay beside the target, because exact match and F1 compare texts and not positions.
 """
 
+import itertools
 import json
 import re
 import string
@@ -208,9 +209,9 @@ def locate(corpus: Corpus, split: str, answers: Answers, *, tokenizer: Any, max_
         values=values,
         extra={
             "offset": np.concatenate([*offsets, np.empty((0, 2), np.int32)]),
-            "n_tokens": np.array([len(each) for each in offsets], dtype=np.int32),
+            "n_offset": np.array([len(each) for each in offsets], dtype=np.int32),
             "text": np.frombuffer(b"".join(lines), dtype=np.uint8),
-            "n_bytes": np.array([len(line) for line in lines], dtype=np.int32),
+            "n_text": np.array([len(line) for line in lines], dtype=np.int32),
         },
         cut=int((answered & (values[:, 0] < 0)).sum()),
     )
@@ -264,15 +265,17 @@ class AnswerTexts:
 
     @cached_property
     def _bounds(self) -> tuple[Int[ndarray, " boundary"], Int[ndarray, " boundary"]]:
-        return spans(self._stored["n_bytes"]), spans(self._stored["n_tokens"])
+        return spans(self._stored["n_text"]), spans(self._stored["n_offset"])
 
     @cached_property
     def _lines(self) -> list[list[Any]]:
         whole, bounds = self._stored["text"].tobytes(), self._bounds[0]
-        return [json.loads(whole[bounds[row] : bounds[row + 1]].decode("utf-8")) for row in self._split.row]
+        return [json.loads(whole[a:b].decode("utf-8")) for a, b in itertools.pairwise(bounds)]
 
     def text_and_answers(self, example: int) -> tuple[str, list[str]]:
         """The context and the answers of an example, in the bank's order."""
+        if example >= len(self._lines):  # a row that came later and was given no label
+            return "", []
         context, answers = self._lines[example]
         return context, answers
 
@@ -280,8 +283,8 @@ class AnswerTexts:
         """The characters of the context's tokens `first` to `last`; none for -1."""
         if first < 0:
             return ""
-        row, (_, bounds) = int(self._split.row[example]), self._bounds
-        offsets = self._stored["offset"][bounds[row] : bounds[row + 1]]
+        bounds = self._bounds[1]
+        offsets = self._stored["offset"][bounds[example] : bounds[example + 1]]
         return self.text_and_answers(example)[0][offsets[first, 0] : offsets[last, 1]]
 
     def score(self, predictions: Int[ndarray, "head example 2"]) -> dict[str, Float64[ndarray, " head"]]:

@@ -95,6 +95,8 @@ class Feeds:
         key = feed_key(split, head)
         found = self._feeds.get(key)
         if found is None or not set(layers) <= set(found.layers):
+            if isinstance(found, Resident):
+                self.resident_bytes -= found.states.nbytes
             wanted = self.layers.get(key, layers)
             found = self._feeds[key] = self._make(split, select(split, head), wanted)
         return found

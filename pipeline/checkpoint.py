@@ -9,15 +9,20 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.errors import PipelineError
+from pipeline.quiet import HUB, quiet
 
 _UNUSED = ("pooler.",)
 """Weights that no hidden state depends on; many checkpoints lack them, so loading draws them anew."""
+
+_SAID = 300
+"""Characters of another library's message that are passed on."""
 
 _SETTINGS = (
     "model_type",
@@ -42,7 +47,7 @@ def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote
 
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     try:
-        with quiet():
+        with silenced():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             if words and getattr(tokenizer, "add_prefix_space", None) is False:
                 tokenizer = AutoTokenizer.from_pretrained(name, add_prefix_space=True, **options)
@@ -88,7 +93,7 @@ def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> n
         "output_loading_info": True,
     }
     try:
-        with quiet():
+        with silenced():
             try:
                 model, info = AutoModel.from_pretrained(name, attn_implementation="sdpa", **options)
             except ValueError:  # an architecture without fused attention says so in this way
@@ -102,8 +107,50 @@ def load_model(name: str, revision: str | None, *, trust_remote_code: bool) -> n
     return part
 
 
+def is_encoder_decoder(name: str, revision: str | None, *, trust_remote_code: bool) -> bool:
+    """Whether a checkpoint is an encoder and a decoder, by its config.
+
+    Raises:
+        PipelineError: the config cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        with silenced():
+            config = AutoConfig.from_pretrained(
+                name, revision=revision or "main", trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        raise _cannot_load("config", name, error) from error
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def load_text_to_text(name: str, revision: str | None, *, trust_remote_code: bool) -> nn.Module:
+    """Loads an encoder-decoder with its language-model head, in float32, frozen.
+
+    Raises:
+        PipelineError: it cannot be loaded, or its checkpoint lacks weights.
+    """
+    from transformers import AutoModelForSeq2SeqLM
+
+    options: dict[str, Any] = {
+        "revision": revision or "main",
+        "trust_remote_code": trust_remote_code,
+        "dtype": torch.float32,
+        "output_loading_info": True,
+    }
+    try:
+        with silenced():
+            model, info = AutoModelForSeq2SeqLM.from_pretrained(name, **options)
+    except Exception as error:  # as in `load_model`
+        raise _cannot_load("encoder-decoder", name, error) from error
+    model.eval().requires_grad_(False)
+    _check_weights(name, model, model, info["missing_keys"])
+    return model
+
+
 @contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Holds back progress bars and warnings of `transformers`: what they warn of is checked here."""
     from transformers.utils import logging
 
@@ -111,7 +158,8 @@ def quiet() -> Iterator[None]:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with quiet(*HUB):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -134,17 +182,17 @@ def _check_weights(name: str, model: nn.Module, part: nn.Module, missing: Iterab
 
 def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
     if Path(name).is_dir():
-        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {first_line(error)}")
+        return PipelineError(f"--encoder {name}: its {what} cannot be loaded: {in_short(error)}")
     return PipelineError(
         f"--encoder {name}: no such directory, and its {what} cannot be had from the Hub "
-        f"({first_line(error)}): check the name or the network, or give a directory"
+        f"({in_short(error)}): check the name or the network, or give a directory"
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".:")
+def in_short(error: BaseException) -> str:
+    """What an exception says, as one line that is not too long."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return shorten(said, width=_SAID, placeholder=" …").rstrip(".:")
 
 
 def n_ids(model: Any) -> int:

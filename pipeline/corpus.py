@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int32
 
 from pipeline.errors import PipelineError, nearest
+from pipeline.quiet import HUB, quiet
 from pipeline.readers import (
     CHUNK_ROWS,
     READERS,
@@ -266,12 +267,13 @@ def _read_hub(hub: str, config: str | None, revision: str | None) -> dict[str, R
     on_parquet_branch = revision == PARQUET_BRANCH
     asked = f"Hub data set {hub!r}" + (f", config {config!r}" if config else "")
     try:
-        loaded = datasets.load_dataset(
-            hub,
-            name=None if on_parquet_branch else config,
-            data_dir=config if on_parquet_branch else None,
-            revision=revision,
-        )
+        with quiet(*HUB):
+            loaded = datasets.load_dataset(
+                hub,
+                name=None if on_parquet_branch else config,
+                data_dir=config if on_parquet_branch else None,
+                revision=revision,
+            )
     except (
         Exception
     ) as error:  # whatever network, Hub and files have to say: its classes are many and change

@@ -51,12 +51,13 @@ def set_threads(threads: int | None) -> int:
     """
     if threads is not None and threads < 1:
         raise PipelineError(f"--threads {threads}: give 1 or more")
-    count = threads or _usable_cores()
+    count = threads or usable_cores()
     torch.set_num_threads(count)
     return count
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS binds no process to cores

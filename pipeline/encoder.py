@@ -5,7 +5,7 @@ trains: evaluation mode, no gradient, no dropout.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from cache import EncoderRecord
 from cache.targets import ranges
 from pipeline import checkpoint
+from pipeline.capture import find_blocks, hidden_states
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
+from pipeline.grouping import group
+from pipeline.precision import bank_precision, forward_precision, products_in, round_weights
 from pipeline.tokens import Tokens, tokenizer_sha256
 
 _LONGEST = 512
 """Default for the longest example, where the encoder allows more."""
+
+
+class PrecisionError(PipelineError):
+    """The encoder does not compute in a type shorter than float32."""
 
 
 class Encoder:
@@ -34,6 +41,7 @@ class Encoder:
         device: where it computes; ``auto`` picks.
         words: whether it will be given rows that are lists of words.
         trust_remote_code: whether code that comes with the encoder may run.
+        precision: float32, or the shorter type that its products are computed in.
 
     Raises:
         PipelineError: it cannot be loaded, or its checkpoint lacks weights.
@@ -47,8 +55,18 @@ class Encoder:
         device: str = "auto",
         words: bool = False,
         trust_remote_code: bool = False,
+        precision: str = "float32",
     ) -> None:
-        self.device = pick_device(device)
+        self.opening: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "device": device,
+            "words": words,
+            "trust_remote_code": trust_remote_code,
+            "precision": precision,
+        }
+        """What opens it again in another process."""
+        self.device, self.precision = pick_device(device), "float32"
         self.tokenizer = checkpoint.load_tokenizer(
             name, revision, words=words, trust_remote_code=trust_remote_code
         )
@@ -64,15 +82,33 @@ class Encoder:
         pad_id = self.tokenizer.pad_token_id
         # A pad token may have been added to the tokenizer alone. Any id will do: padding is masked.
         self._pad_id = pad_id if pad_id is not None and pad_id < self._n_ids else 0
+        weights_sha256 = checkpoint.weights_sha256(self._model)
+        self._blocks: tuple[nn.Module, ...] = ()
         n_layers, width = self._try(name)
+        self._lower(name, precision)
         self.record = EncoderRecord(
             name=name,
             revision=revision,
-            weights_sha256=checkpoint.weights_sha256(self._model),
+            weights_sha256=weights_sha256,
             n_layers=n_layers,
             width=width,
         )
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
+
+    @property
+    def model(self) -> Any:
+        """The `transformers` model itself, for what trains it (`layerbank tune`)."""
+        return self._model
+
+    @property
+    def asks_type_ids(self) -> bool:
+        """Whether the model reads segments."""
+        return self._asks_type_ids
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that padding gets."""
+        return self._pad_id
 
     @property
     def positions(self) -> int | None:
@@ -100,24 +136,6 @@ class Encoder:
             )
         return asked
 
-    def batches(
-        self, lengths: Int[ndarray, " example"], budget_tokens: int
-    ) -> Iterator[Int[ndarray, " one"]]:
-        """Groups examples of like length, the padded size of a group within the budget where it can be.
-
-        Yields:
-            Positions in `lengths`; empty examples stand in none.
-        """
-        order = np.argsort(lengths, kind="stable")
-        order = order[lengths[order] > 0]
-        first = 0
-        for i in range(len(order)):
-            if (i + 1 - first) * int(lengths[order[i]]) > budget_tokens and i > first:
-                yield order[first:i]
-                first = i
-        if first < len(order):
-            yield order[first:]
-
     def encode(
         self,
         tokens: Tokens,
@@ -144,33 +162,49 @@ class Encoder:
             PipelineError: a token has no embedding, or the device's memory is too small.
         """
         lengths = tokens.length[examples]
-        for chosen in self.batches(lengths, budget_tokens):
+        for chosen in group(lengths, budget_tokens):
             rows, size = examples[chosen], lengths[chosen]
             padded, types, flat = _pad(tokens, rows, size, self._pad_id)
             self._check_ids(padded)
-            states = self._forward_within_memory(padded, types, size)
+            states = self._forward_within_memory(padded, types, size, layers)
             source, target = _kept_positions(flat, kept, tokens.start[rows], size, start[chosen])
             take = torch.from_numpy(source).to(self.device, non_blocking=True)
             put = torch.from_numpy(target).to(self.device, non_blocking=True)
-            for k, layer in enumerate(layers):
-                state = states[layer].reshape(-1, states[layer].shape[-1])
-                out[k].index_copy_(0, put, state.index_select(0, take).to(out.dtype))
+            for state, rows_out in zip(states, out, strict=True):
+                flat_state = state.reshape(-1, state.shape[-1])
+                if len(source) < len(flat_state):
+                    flat_state = flat_state.index_select(0, take)
+                rows_out.index_copy_(0, put, flat_state.to(out.dtype))
 
     def _try(self, name: str) -> tuple[int, int]:
         """Number of layers and width, from the forward of two tokens."""
         other_id = 0 if self._pad_id else 1
         try:
-            states = self._forward(np.full((1, 2), other_id), np.zeros((1, 2), np.int64), [2])
+            states = self._probe(np.full((1, 2), other_id))
             shapes = sorted({tuple(state.shape) for state in states})
         except Exception as error:  # a model of something else than text fails in a way of its own
             raise PipelineError(
-                f"--encoder {name}: it gives no states of text: {checkpoint.first_line(error)}"
+                f"--encoder {name}: it gives no states of text: {checkpoint.in_short(error)}"
             ) from error
         if len(shapes) != 1 or shapes[0][:2] != (1, 2):
             raise PipelineError(
                 f"--encoder {name}: its layers have shapes {shapes} on a text of 2 tokens: not supported"
             )
         return len(states), shapes[0][2]
+
+    def _lower(self, name: str, precision: str) -> None:
+        """Goes to a shorter type, if it is one, and tries the encoder in it."""
+        if precision == "float32":
+            return
+        round_weights(self._model, precision, self.device)
+        self.precision = precision
+        try:
+            self._probe(np.zeros((1, 2), np.int64))
+        except Exception as error:  # code that counts on one type everywhere fails in a way of its own
+            raise PrecisionError(
+                f"--precision {precision}: {name} does not compute in it "
+                f"({checkpoint.in_short(error)}): use --precision float32"
+            ) from error
 
     def _check_ids(self, padded: Int[ndarray, "row longest"]) -> None:
         if (found := int(padded.max())) >= self._n_ids:
@@ -179,9 +213,11 @@ class Encoder:
                 f"{self._n_ids - 1}: the two do not belong together"
             )
 
-    def _forward_within_memory(self, padded: ndarray, types: ndarray, size: ndarray) -> tuple[Tensor, ...]:
+    def _forward_within_memory(
+        self, padded: ndarray, types: ndarray, size: ndarray, layers: Sequence[int]
+    ) -> list[Tensor]:
         try:
-            return self._forward(padded, types, size)
+            return self._forward(padded, types, size, layers)
         except torch.OutOfMemoryError as error:
             raise PipelineError(
                 f"{self.device} has too little memory for a batch of {padded.size} tokens: "
@@ -189,18 +225,51 @@ class Encoder:
             ) from error
 
     @torch.inference_mode()
-    def _forward(
-        self, padded: ndarray, types: ndarray, size: Sequence[int] | ndarray
-    ) -> tuple[Tensor, ...]:
-        mask = np.arange(padded.shape[1]) < np.asarray(size)[:, None]
-        inputs = {
-            "input_ids": torch.from_numpy(padded.astype(np.int64)).to(self.device),
-            "attention_mask": torch.from_numpy(mask.astype(np.int64)).to(self.device),
-        }
-        if self._asks_type_ids:
-            inputs["token_type_ids"] = torch.from_numpy(types.astype(np.int64)).to(self.device)
-        states: tuple[Tensor, ...] = self._model(**inputs, output_hidden_states=True).hidden_states
+    def _probe(self, ids: ndarray) -> list[Tensor]:
+        """All states of a small input; finds the blocks by them."""
+        inputs = self._inputs(ids, np.zeros_like(ids), np.array([ids.shape[1]]))
+        with products_in(self.precision, self.device):
+            states: list[Tensor] = list(self._model(**inputs, output_hidden_states=True).hidden_states)
+            self._blocks = find_blocks(self._model, inputs, states)
         return states
+
+    @torch.inference_mode()
+    def _forward(
+        self, padded: ndarray, types: ndarray, size: ndarray, layers: Sequence[int]
+    ) -> list[Tensor]:
+        with products_in(self.precision, self.device):
+            return hidden_states(self._model, self._inputs(padded, types, size), layers, self._blocks)
+
+    def _inputs(self, padded: ndarray, types: ndarray, size: ndarray) -> dict[str, Tensor]:
+        mask = np.arange(padded.shape[1]) < size[:, None]
+        inputs = {"input_ids": padded, "attention_mask": mask}
+        if self._asks_type_ids:
+            inputs["token_type_ids"] = types
+        return {name: torch.from_numpy(a.astype(np.int64)).to(self.device) for name, a in inputs.items()}
+
+
+def open_encoder(
+    name: str, *, precision: str = "auto", store: str | None = None, device: str = "auto", **options: Any
+) -> Encoder:
+    """Loads an encoder with the precision asked for.
+
+    Args:
+        name: Hub id or directory.
+        precision: ``auto`` or one of `pipeline.precision.PRECISIONS`; see `forward_precision`.
+        store: a bank to go on with, if it is there.
+        device: where it computes.
+        options: of `Encoder`.
+
+    Raises:
+        PipelineError: the encoder cannot be loaded, or neither it nor the device has that precision.
+    """
+    chosen = forward_precision(precision, pick_device(device), store)
+    try:
+        return Encoder(name, device=device, precision=chosen, **options)
+    except PrecisionError:
+        if precision != "auto" or (store and bank_precision(store)):
+            raise
+        return Encoder(name, device=device, **options)
 
 
 def _pad(tokens: Tokens, rows: ndarray, size: ndarray, pad_id: int) -> tuple[ndarray, ndarray, ndarray]:

@@ -24,12 +24,14 @@ from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
 from cache.targets import check_name, ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
+from pipeline.calibrate import pick_budget
 from pipeline.corpus import Corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, find_labels, locate_labels, read_labels
 from pipeline.masking import Masked, check_maskable, chunked, masked
 from pipeline.output_layer import OutputLayer, read_output_layer
+from pipeline.room import check_room
 from pipeline.tokens import Batch, Tokens, batches_of, tokenize
 from pipeline.versions import versions
 
@@ -67,6 +69,11 @@ class Extraction:
     blocks_encoded: int  # the others were whole already
     targets: list[str]
     skipped: dict[str, str] = field(default_factory=dict)  # columns that are no targets, and why
+    batch_tokens: int  # padded tokens in one forward
+    precision: str  # of the encoder's products
+    notes: list[str] = field(default_factory=list)
+    new_rows: dict[str, int] = field(default_factory=dict)  # rows that the bank lacked, of each split
+    unlabelled: list[str] = field(default_factory=list)  # the bank's targets that have no label on them
 
 
 def extract(
@@ -83,9 +90,13 @@ def extract(
     seed: int = 0,
     targets: Sequence[str] | None = None,
     maskings: int = 1,
+    force: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    spread: Callable[["Stage"], int] | None = None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
+
+    A bank whose rows are all in the data grows by the rows that it lacks; those alone are encoded.
 
     Args:
         corpus: the data.
@@ -96,11 +107,14 @@ def extract(
         layers: which layers are kept, all by default.
         codec: lossless compression.
         max_length: longest example in tokens; the encoder's own bound (at most 512) by default.
-        batch_tokens: padded tokens in one forward; 1,024 on a CPU and 16,384 on a GPU by default.
+        batch_tokens: padded tokens in one forward; by default chosen for the encoder and the device
+            (`pipeline.calibrate`). A bank that is there already goes on with its own.
         seed: of the deal of examples to blocks.
         targets: columns of labels; by default every column that can be one.
         maskings: how often each chunk of text is masked, for ``masked``.
+        force: start even where the disk has no room for the bank.
         progress: called after every block.
+        spread: how the blocks are made elsewhere, see `pipeline.spread`; in this process by default.
 
     Raises:
         PipelineError: the data or a choice is wrong.
@@ -123,36 +137,23 @@ def extract(
     else:
         found, skipped = _labels(corpus, targets)
         tokens = {name: _tokenize(corpus, name, encoder, length) for name in corpus.splits}
+    recipe = recipe_for(
+        corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
+        batch_tokens=batch_tokens, codec=codec, seed=seed,
+    )  # fmt: skip
     kept = {name: split.kept(keep) for name, split in tokens.items()}
     hashes = {n: texts[n].hashes() if n in texts else hash_rows(corpus, n) for n in tokens}
-    rows = {name: _rows(tokens[name], kept[name], hashes[name]) for name in tokens}
-    # A question is as long as all its options together, and lies whole inside one block.
-    longest = max(length, *(int(split.length.max(initial=0)) for split in rows.values()))
-    recipe = Recipe(
-        encoder=encoder.record,
-        tokenizer_sha256=encoder.tokenizer_sha256,
-        columns={
-            "text": corpus.text,
-            "text_pair": corpus.text_pair,
-            "words": corpus.words,
-            **({"options": corpus.options} if corpus.options else {}),
-        },
-        max_length=length,
-        keep=keep,
-        layers=_layers(layers, encoder.record.n_layers),
-        dtype=dtype,
-        seed=seed,
-        block_tokens=block_tokens_for(encoder.record.width, longest),
-        codec=codec,
-        batch_tokens=batch_tokens or _batch_tokens(store, encoder),
-    )
+    rows = {name: _rows(tokens[name], keep, hashes[name]) for name in tokens}
+    if not force:
+        check_room(store, recipe, tokens)
     with Writer(store, recipe, rows, versions=versions()) as writer:
-        stage = _Stage(writer, encoder, tokens, kept, progress)
-        encoded = stage.run()
+        stage = Stage(writer, encoder, tokens, kept, progress)
+        encoded = stage.run() if spread is None else spread(stage)
         labels, cut = _located(corpus, encoder, length, found)
         if keep == "masked":
             output_layer.save(writer.path)
         _write_labels(writer, labels)
+        unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
         writer.finish(reports, skipped=skipped)
     bank = open_bank(store)
@@ -167,11 +168,68 @@ def extract(
         blocks_encoded=encoded,
         targets=[label.name for label in labels],
         skipped=skipped,
+        batch_tokens=recipe.batch_tokens,
+        precision=recipe.precision,
+        notes=_notes(recipe, batch_tokens),
+        new_rows=writer.new_rows,
+        unlabelled=unlabelled,
     )
 
 
-class _Stage:
-    """Computes the missing blocks and writes each behind the next one's computation."""
+def recipe_for(
+    corpus: Corpus,
+    encoder: Encoder,
+    store: str,
+    tokens: Mapping[str, Tokens],
+    *,
+    keep: Keep,
+    dtype: str,
+    layers: Sequence[int] | None,
+    max_length: int,
+    batch_tokens: int | None = None,
+    codec: Codec = "none",
+    seed: int = 0,
+) -> Recipe:
+    """What decides a bank, the choices that are left to us made; see `extract`.
+
+    Raises:
+        PipelineError: the encoder has no such layer.
+    """
+    chosen = _layers(layers, encoder.record.n_layers)
+    # A question is as long as all its options together, and lies whole inside one block.
+    longest = max(max_length, *(int(t.kept_length(keep).max(initial=0)) for t in tokens.values()))
+    return Recipe(
+        encoder=encoder.record,
+        tokenizer_sha256=encoder.tokenizer_sha256,
+        columns={
+            "text": corpus.text,
+            "text_pair": corpus.text_pair,
+            "words": corpus.words,
+            **({"options": corpus.options} if corpus.options else {}),
+        },
+        max_length=max_length,
+        keep=keep,
+        layers=chosen,
+        dtype=dtype,
+        seed=seed,
+        block_tokens=block_tokens_for(encoder.record.width, longest),
+        codec=codec,
+        batch_tokens=_batch_tokens(store, batch_tokens, encoder, tokens, chosen),
+        precision=encoder.precision,
+    )
+
+
+class Stage:
+    """Computes the missing blocks and writes each behind the next one's computation.
+
+    Args:
+        writer: of the bank.
+        encoder: the frozen encoder.
+        tokens: of each split's rows.
+        kept: which of the tokens are kept.
+        progress: called after every block.
+        todo: split and number of the blocks to make; those that are missing by default.
+    """
 
     def __init__(
         self,
@@ -180,15 +238,18 @@ class _Stage:
         tokens: Mapping[str, Tokens],
         kept: Mapping[str, ndarray],
         progress: Callable[[Progress], None],
+        todo: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         self.writer, self.encoder, self.tokens, self.kept = writer, encoder, tokens, kept
-        self.todo = [(name, block) for name in tokens for block in writer.missing(name)]
+        if todo is None:
+            todo = [(name, block) for name in tokens for block in writer.missing(name)]
+        self.todo = list(todo)
         self._progress = progress
         self._totals = np.zeros(2, dtype=np.int64)  # examples, tokens
         for split, block in self.todo:
             self._totals += self._counts(split, block)
         self._done = np.zeros(2, dtype=np.int64)
-        self._blocks_written = self._bytes_written = 0
+        self._blocks_written = self.written_bytes = 0
         self._pending: list[Future[int]] = []
         self._free: queue.Queue[Tensor] = queue.Queue()
 
@@ -206,11 +267,23 @@ class _Stage:
                 self._collect(wait=True)
             except KeyboardInterrupt:
                 self._collect(wait=True)
-                raise StoppedError(
-                    f"stopped: {self._blocks_written} of {len(self.todo)} blocks were written and stay. "
-                    "Run the same command again to go on"
-                ) from None
+                raise self.stopped() from None
         return len(self.todo)
+
+    def stopped(self) -> StoppedError:
+        """What to say when the user stopped it."""
+        return StoppedError(
+            f"stopped: {self._blocks_written} of {len(self.todo)} blocks were written and stay. "
+            "Run the same command again to go on"
+        )
+
+    def note(self, split: str, blocks: Sequence[int], written_bytes: int) -> None:
+        """Takes note of blocks that another process wrote."""
+        for block in blocks:
+            self._done += self._counts(split, block)
+        self._blocks_written += len(blocks)
+        self.written_bytes += written_bytes
+        self._report(split)
 
     def _make_buffers(self) -> None:
         recipe, device = self.writer.recipe, self.encoder.device
@@ -239,6 +312,7 @@ class _Stage:
         )
         counts = self._counts(split, block)
         buffer[:, int(counts[1]) :] = 0
+        self.tokens[split].release()
         self._done += counts
         if buffer.device.type != "cuda":
             return None
@@ -278,7 +352,7 @@ class _Stage:
     def _collect(self, *, wait: bool) -> None:
         """Takes note of blocks that are written; raises what their writing raised."""
         while self._pending and (wait or self._pending[0].done()):
-            self._bytes_written += self._pending.pop(0).result()
+            self.written_bytes += self._pending.pop(0).result()
             self._blocks_written += 1
 
     def _report(self, split: str) -> None:
@@ -287,7 +361,7 @@ class _Stage:
                 split=split,
                 examples=int(self._done[0]),
                 tokens=int(self._done[1]),
-                written_bytes=self._bytes_written,
+                written_bytes=self.written_bytes,
                 n_examples=int(self._totals[0]),
                 n_tokens=int(self._totals[1]),
             )
@@ -322,15 +396,28 @@ def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
     return tuple(sorted(set(asked)))
 
 
-def _batch_tokens(store: str, encoder: Encoder) -> int:
+def _notes(recipe: Recipe, batch_tokens: int | None) -> list[str]:
+    if batch_tokens in (None, recipe.batch_tokens):
+        return []
+    return [
+        f"--batch-tokens {batch_tokens}: the bank was begun with {recipe.batch_tokens}, which was used, so "
+        "that all of it rounds alike"
+    ]
+
+
+def _batch_tokens(
+    store: str, asked: int | None, encoder: Encoder, tokens: Mapping[str, Tokens], layers: Sequence[int]
+) -> int:
     """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
     if Path(store).is_dir():
         with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
             return open_bank(store, allow_incomplete=True).recipe.batch_tokens
-    return 1024 if encoder.device.type == "cpu" else 16_384
+    return asked or pick_budget(encoder, max(tokens.values(), key=lambda t: len(t.input_ids)), layers)
 
 
-def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
+def read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
+    """Reads rows of a split, from one number up to another, as the tokenizer takes them."""
+
     def read(first: int, stop: int) -> Batch:
         rows = slice(first, stop)
         return corpus.texts(split, rows), corpus.pairs(split, rows)
@@ -339,20 +426,20 @@ def _read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
 
 
 def _tokenize(corpus: Corpus, split: str, encoder: Encoder, max_length: int) -> Tokens:
-    batches = batches_of(_read_batch(corpus, split), len(corpus.split(split)))
+    batches = batches_of(read_batch(corpus, split), len(corpus.split(split)))
     return tokenize(encoder.tokenizer, batches, max_length=max_length)
 
 
 def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
     """Hashes of a split's texts, in row order, as a bank keeps them."""
     hashes = []
-    for texts, pairs in batches_of(_read_batch(corpus, split), len(corpus.split(split))):
+    for texts, pairs in batches_of(read_batch(corpus, split), len(corpus.split(split))):
         hashes.append(hash_texts(texts if pairs is None else zip(texts, pairs, strict=True)))
     return np.concatenate([*hashes, np.empty(0, np.uint64)])
 
 
 def _mask(corpus: Corpus, split: str, encoder: Encoder, max_length: int, draw: Mapping[str, int]) -> Masked:
-    batches = batches_of(_read_batch(corpus, split), len(corpus.split(split)))
+    batches = batches_of(read_batch(corpus, split), len(corpus.split(split)))
     chunks = chunked(encoder.tokenizer, batches, max_length=max_length)
     return masked(chunks, mask_id=encoder.tokenizer.mask_token_id, split=split, **draw)
 
@@ -369,10 +456,9 @@ def _token_labels(texts: Mapping[str, Masked], output_layer: OutputLayer) -> Lab
     )
 
 
-def _rows(tokens: Tokens, kept: ndarray, text_hash: UInt64[ndarray, " row"]) -> Rows:
-    before = np.concatenate([[0], np.cumsum(kept)])
+def _rows(tokens: Tokens, keep: Keep, text_hash: UInt64[ndarray, " row"]) -> Rows:
     return Rows(
-        length=np.diff(before[tokens.start]).astype(np.int32),
+        length=tokens.kept_length(keep),
         n_words=tokens.n_words,
         text_hash=text_hash,
     )

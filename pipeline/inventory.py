@@ -1,13 +1,17 @@
 """What is there: the description of one bank, and the banks and runs below a folder."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from cache import Bank, CacheError, open_bank
 from cache.reader import is_bank
+from cache.removal import check_removable, remove
 from pipeline.errors import PipelineError
 from pipeline.results import CONFIG, RESULT
+
+__all__ = ["describe", "inventory", "removable", "remove"]
 
 _DEPTH = 4
 """Folders below the one asked for that are looked into."""
@@ -32,6 +36,7 @@ def describe(bank: Bank) -> dict[str, Any]:
         "columns": recipe.columns,
         "seed": recipe.seed,
         "batch_tokens": recipe.batch_tokens,
+        "precision": recipe.precision,
         "bytes": bank.n_bytes,
         "splits": {name: _split(bank, name) for name in bank.splits},
         "targets": targets,
@@ -39,6 +44,19 @@ def describe(bank: Bank) -> dict[str, Any]:
         "skipped": {name: reason for name, reason in skipped.items() if name not in targets},
         "versions": bank.attrs.get("versions", {}),
     }
+
+
+def removable(store: str, *, ask: bool) -> dict[str, Any]:
+    """What a bank that is to be removed holds, as far as it can be read.
+
+    Raises:
+        CacheError: it is no bank.
+        PipelineError: the user is to be asked, and there is no terminal to ask at.
+    """
+    folder = check_removable(store)
+    if ask and not sys.stdin.isatty():
+        raise PipelineError(f"{store} is removed only after asking, and there is no terminal: give --yes")
+    return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), **_bank_line(folder)}
 
 
 def _split(bank: Bank, name: str) -> dict[str, Any]:
@@ -49,6 +67,7 @@ def _split(bank: Bank, name: str) -> dict[str, Any]:
         "tokens": split.n_tokens,
         "blocks": split.n_blocks,
         "block_tokens": split.block_tokens,
+        "generations": split.generations,
         "words_cut": attrs.get("words_cut", 0),
         "words_empty": attrs.get("words_empty", 0),
         "fingerprint": attrs["fingerprint"],
@@ -108,6 +127,8 @@ def _run_line(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-        return {**result, "run": str(folder), "store": config["source"]["store"]}
+        # A run of `layerbank tune` has no bank; what it was trained on is its data.
+        store = config["tasks"][0]["data"] if "tasks" in config else config["source"]["store"]
+        return {**result, "run": str(folder), "store": store}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return {"run": str(folder), "error": f"cannot be read: {error}"}

@@ -7,7 +7,7 @@ import numpy as np
 
 from cache import Bank, Split, Target
 from cache.store import local_path, writing
-from cache.targets import reorder_tags, write_target
+from cache.targets import reorder_extra, reorder_tags, write_target
 from pipeline.checkpoint import load_tokenizer
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
@@ -110,7 +110,8 @@ def _dealt(split: Split, labels: Labels) -> Target:
     """A split's labels in the bank's order."""
     values, target = labels.values[split.name], labels.target(split.name)
     if labels.kind not in ("tags", "choice"):
-        return replace(target, values=values[split.row])
+        extra = reorder_extra(target.extra, split.row)
+        return replace(target, values=values[split.row], extra=extra)
     n_words = np.empty_like(split.n_words)
     n_words[split.row] = split.n_words
     return replace(target, values=reorder_tags(values, n_words, split.row))

@@ -80,8 +80,8 @@ def chunked(tokenizer: Any, batches: Sequence[Batch] | Any, *, max_length: int) 
         type_id=np.zeros(int(lengths.sum()), dtype=np.uint8),
         start=np.concatenate([[0], np.cumsum(lengths)]),
         n_words=np.array([(k == Kind.WORD).sum() for k in kinds], dtype=np.int32),
-        words_cut=0,
-        words_empty=tokens.words_empty,
+        cut=np.zeros(len(kinds), dtype=np.int32),
+        empty=np.zeros(len(kinds), dtype=np.int32),
     )
 
 
@@ -162,6 +162,8 @@ def masked(
             type_id=np.tile(tokens.type_id, maskings),
             start=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
             n_words=np.tile(tokens.n_words, maskings),
+            cut=np.tile(tokens.cut, maskings),
+            empty=np.tile(tokens.empty, maskings),
             predicted=np.concatenate(predicted),
         ),
         true_ids=np.tile(tokens.input_ids, maskings),

@@ -12,12 +12,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from pipeline.checkpoint import first_line, quiet
+from cache.layout import OUTPUT_LAYER
+from pipeline.checkpoint import first_line, silenced
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.stack import ACTIVATIONS
-
-FILE = "output_layer.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class OutputLayer:
     def settings(self) -> dict[str, Any]:
         """What a decoder starts with."""
         return {
-            "output_layer": FILE,
+            "output_layer": OUTPUT_LAYER,
             "vocabulary": self.vocabulary,
             "inner": self.weights["projection.weight"].shape[0],
             "activation": self.activation,
@@ -51,9 +50,9 @@ class OutputLayer:
 
     def save(self, store: Path) -> None:
         """Writes the weights into a bank's folder, whole or not at all."""
-        partial = store / f"{FILE}.partial"
+        partial = store / f"{OUTPUT_LAYER}.partial"
         safetensors.torch.save_file(self.weights, str(partial))
-        partial.replace(store / FILE)
+        partial.replace(store / OUTPUT_LAYER)
 
 
 def read_output_layer(encoder: Encoder) -> OutputLayer:
@@ -69,7 +68,7 @@ def read_output_layer(encoder: Encoder) -> OutputLayer:
     from transformers import AutoModelForMaskedLM
 
     try:
-        with quiet():
+        with silenced():
             model, info = AutoModelForMaskedLM.from_pretrained(
                 name, revision=revision, dtype=torch.float32, output_loading_info=True
             )

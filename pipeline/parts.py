@@ -18,10 +18,11 @@ from pipeline.errors import PipelineError, nearest
 KINDS = {
     "fusion": ("pipeline.fusions", "FUSION"),
     "decoder": ("pipeline.decoders", "DECODER"),
+    "method": ("pipeline.early_fusion", "METHOD"),
 }
 """For each kind of part, the package that holds the files and the constant that each ends with."""
 
-SUPPLIED = frozenset({"n_layers", "width", "n_classes", "generator", "seed"})
+SUPPLIED = frozenset({"n_layers", "width", "n_classes", "generator", "seed", "host"})
 """Arguments that the data and the run decide, so no hyper-parameters."""
 
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

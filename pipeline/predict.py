@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from cache.layout import Keep
 from cache.targets import spans
 from pipeline.answers import context_offsets
 from pipeline.arrays import TORCH_DTYPES
-from pipeline.encoder import Encoder
+from pipeline.device import pick_device
+from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
+from pipeline.precision import is_fast
 from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
@@ -83,6 +85,13 @@ class Predictor:
 
     def __init__(self, runs: Sequence[Run], encoder: Encoder, *, batch_tokens: int = 4096) -> None:
         self.runs = list(runs)
+        self.note = ""
+        known = self.runs[0].source.precision
+        if encoder.precision != known:
+            self.note = (
+                f"{self.runs[0].path} was trained on states of a {known} forward; {encoder.device} has no "
+                f"units for it, so the encoder runs in {encoder.precision}"
+            )
         self._encoder = encoder
         self._batch_tokens = batch_tokens
         for run in self.runs:
@@ -95,15 +104,9 @@ class Predictor:
             raise PipelineError(
                 "a masked language model reads other tokens than the other runs: predict alone"
             )
-        self._keep: Keep = (
-            "masked"
-            if self._masks
-            else "all"
-            if reads & {"all", "pair"}
-            else "words"
-            if "words" in reads
-            else "first"
-        )
+        self._keep: Keep = "masked" if self._masks else "words" if "words" in reads else "first"
+        if reads & {"all", "pair"}:
+            self._keep = "all"
         self._layers = tuple(sorted({layer for run in self.runs for layer in run.spec.layers}))
         for run in self.runs:
             run.head.to(encoder.device).eval()
@@ -114,8 +117,8 @@ class Predictor:
         for run in self.runs[1:]:
             if _reading(run) != _reading(first):
                 raise PipelineError(
-                    f"{first.path} and {run.path} differ in max_length, or in words, texts or pairs of "
-                    "texts: predict with each alone"
+                    f"{first.path} and {run.path} differ in max_length, in precision, or in words, texts "
+                    "or pairs of texts: predict with each alone"
                 )
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -131,7 +134,8 @@ class Predictor:
         Yields:
             The prediction of each run under its target's name: a class name, a list of tags, a number, the
             text of an answer, the number of the option taken, or a token for each mask in the text.
-            `words_cut` counts words that `max_length` cut off, if there are any; their tag is O.
+            `words_cut` counts words that `max_length` cut off and `words_empty` those that the tokenizer
+            makes no token of, if there are any; their tag is O.
         """
         for first in range(0, len(texts), CHUNK_ROWS):
             here = slice(first, first + CHUNK_ROWS)
@@ -149,9 +153,10 @@ class Predictor:
             columns = {run.target.name: self._predict(run, encoded) for run in self.runs}
             for i in range(len(tokens.length)):
                 row = {name: values[i] for name, values in columns.items()}
-                seen = tokens.word_id[tokens.start[i] : tokens.start[i + 1]].max(initial=-1) + 1
-                cut = int(tokens.n_words[i]) - int(seen)
-                yield {**row, "words_cut": cut} if cut > 0 and words_based(self.runs[0]) else row
+                if words_based(self.runs[0]):
+                    lost = {"words_cut": int(tokens.cut[i]), "words_empty": int(tokens.empty[i])}
+                    row |= {name: count for name, count in lost.items() if count}
+                yield row
 
     def predict_rows(self, rows: "Rows") -> Iterator[dict[str, Any]]:
         """Each input as it is shown, with its predictions; see `predict`."""
@@ -237,14 +242,32 @@ def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> 
     return tags
 
 
-def _reading(run: Run) -> tuple[int, bool, bool, bool]:
-    """What runs must share to share a forward: the longest input, and what an input is."""
-    columns = run.source.columns
-    second = columns.get("text_pair") is not None, columns.get("options") is not None
-    return run.source.max_length, words_based(run), *second
+def _reading(run: Run) -> tuple[int, str, bool, bool, bool]:
+    """What runs must share to share a forward: the longest input, the precision, and what an input is."""
+    source = run.source
+    return (
+        source.max_length,
+        source.precision,
+        words_based(run),
+        source.columns.get("text_pair") is not None,
+        source.columns.get("options") is not None,
+    )
 
 
-def words_based(run: Run) -> bool:
+@runtime_checkable
+class Reader(Protocol):
+    """A run, as far as it tells what its inputs are."""
+
+    @property
+    def path(self) -> str:
+        """Its folder."""
+
+    @property
+    def source(self) -> Any:
+        """What it was trained on; has `columns`."""
+
+
+def words_based(run: Reader) -> bool:
     """Whether a run was trained on lists of words."""
     return run.source.columns.get("words") is not None
 
@@ -256,7 +279,7 @@ def open_predictor(
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> Predictor:
-    """Loads runs and their encoder.
+    """Loads runs and their encoder, which computes in the precision of the bank they were trained on.
 
     Args:
         paths: run folders of one encoder.
@@ -269,10 +292,14 @@ def open_predictor(
     """
     runs = [load_run(path) for path in paths]
     known = runs[0].source.encoder
-    loaded = Encoder(
+    precision = runs[0].source.precision
+    if precision == "float16" and not is_fast(precision, pick_device(device)):
+        precision = "float32"  # the exact states that the head saw rounded
+    loaded = open_encoder(
         encoder or known.name,
         revision=None if encoder else known.revision,
         device=device,
+        precision=precision,
         words=words_based(runs[0]),
         trust_remote_code=trust_remote_code,
     )
@@ -288,7 +315,7 @@ class Rows:
     shown: list[dict[str, Any]]
 
 
-def read_inputs(run: Run, texts: Sequence[str], file: str | None) -> Rows:
+def read_inputs(run: Reader, texts: Sequence[str], file: str | None) -> Rows:
     """Reads what is to be labelled.
 
     Args:
@@ -319,7 +346,7 @@ def _read_lines(file: str) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
+def _from_lines(run: Reader, lines: Sequence[str]) -> Rows:
     if words_based(run):
         words = [line.split() for line in lines]
         return Rows(texts=words, pairs=None, shown=[{"tokens": row} for row in words])
@@ -340,7 +367,7 @@ def _from_lines(run: Run, lines: Sequence[str]) -> Rows:
     )
 
 
-def _options_from_lines(run: Run, lines: Sequence[str]) -> Rows:
+def _options_from_lines(run: Reader, lines: Sequence[str]) -> Rows:
     parts = [line.split("\t") for line in lines]
     for number, part in enumerate(parts, start=1):
         if len(part) < 2:
@@ -355,7 +382,7 @@ def _options_from_lines(run: Run, lines: Sequence[str]) -> Rows:
     )
 
 
-def _from_jsonl(run: Run, file: str) -> Rows:
+def _from_jsonl(run: Reader, file: str) -> Rows:
     columns = run.source.columns
     rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
     for column in columns.values():

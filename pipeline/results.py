@@ -6,6 +6,7 @@
 ``result.json``      the outcome; written last
 """
 
+import glob
 import json
 import math
 import os
@@ -30,6 +31,11 @@ SWEEP = "sweep.json"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT})
 
 
+_PARTIAL, _ASIDE = ".partial-", ".aside-"
+"""What follows a run's name, before a process id, in the folder it is made in and in that of the run it
+replaces."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """What a head was trained on, as far as using it again depends on it."""
@@ -42,6 +48,7 @@ class Source:
     max_length: int
     dtype: str
     splits: dict[str, str]  # role (train, dev) -> split
+    precision: str = "float32"  # of the encoder's products
 
     @classmethod
     def of(cls, bank: Bank, splits: Mapping[str, str]) -> "Source":
@@ -58,6 +65,7 @@ class Source:
             max_length=recipe.max_length,
             dtype=recipe.dtype,
             splits=dict(splits),
+            precision=recipe.precision,
         )
 
 
@@ -124,8 +132,9 @@ def save_run(
         "versions": versions(),
     }
     path = Path(out).absolute()
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f"{path.name}{_PARTIAL}{os.getpid()}")
     try:
+        _clear_partials(path)
         partial.mkdir(parents=True)
         _write_json(partial / CONFIG, config)
         weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
@@ -133,13 +142,43 @@ def save_run(
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+        _put(partial, path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise PipelineError(f"--out {out} cannot be written: {error}") from error
     return result
+
+
+def _put(partial: Path, path: Path) -> None:
+    """Renames a whole folder into place; one that is there goes only then."""
+    aside = path.with_name(f"{path.name}{_ASIDE}{os.getpid()}")
+    if path.exists():
+        path.rename(aside)
+    partial.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_partials(path: Path) -> None:
+    """Removes what processes that died left beside a run; brings back a run that one had put aside."""
+    for mark in (_ASIDE, _PARTIAL):
+        for left in path.parent.glob(f"{glob.escape(path.name + mark)}*"):
+            owner = left.name.removeprefix(path.name + mark)
+            if not owner.isdecimal() or _is_alive(int(owner)):
+                continue
+            if mark == _ASIDE and not path.exists():
+                left.rename(path)
+            else:
+                shutil.rmtree(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return process != os.getpid()
 
 
 def _result(out: str, trained: Trained, job: Goal, seconds: float) -> dict[str, Any]:
@@ -220,6 +259,24 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     )
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+        PipelineError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise PipelineError(
+            f"{path} is damaged ({said}): remove its folder, or name another --out"
+        ) from error
+    if not isinstance(found, dict):
+        raise PipelineError(f"{path} is damaged (no JSON object): remove its folder, or name another --out")
+    return found
+
+
 _NO_VALUES = np.empty(0, dtype=np.int32)
 
 
@@ -246,7 +303,7 @@ def check_free_sweep(out: str, asked: Mapping[str, Any]) -> None:
     """
     config = Path(out) / SWEEP
     if config.is_file():
-        found = json.loads(config.read_text(encoding="utf-8"))
+        found = read_json(config)
         differing = sorted(name for name in asked if found.get(name) != asked[name])
         if differing:
             raise PipelineError(

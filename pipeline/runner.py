@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from cache import Bank, open_bank
-from pipeline import batches, metrics
+from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
 from pipeline.fitting import Fitting, group_size
@@ -246,6 +246,34 @@ class Runner:
             "train_split": self.plan.splits["train"],
             "dev_split": self.plan.splits["dev"],
         }
+
+
+def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Iterator[Outcome]]:
+    """What trains stacks on the workers of a Dask cluster, one stack a task.
+
+    A worker opens the bank by its URL or path, and holds its states for the stacks that come after.
+
+    Args:
+        client: see `pipeline.cluster.connect`.
+        plan: what the stacks share.
+    """
+
+    def train(stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        for _, outcome in cluster.run(client, partial(_train_one, plan), stacks, ahead=1):
+            yield outcome
+
+    return train
+
+
+_held: list[tuple[Plan, Runner]] = []
+
+
+def _train_one(plan: Plan, stack: Stack) -> Outcome:
+    """A stack, trained in a worker."""
+    if not _held or _held[0][0] != plan:
+        _held[:] = [(plan, Runner(plan))]
+    [outcome] = _held[0][1].train([stack])
+    return outcome
 
 
 def weight_bytes(head: Head) -> int:

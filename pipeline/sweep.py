@@ -19,7 +19,7 @@ from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
 from pipeline.results import RESULT, check_free_sweep, finite, save_run, write_whole
-from pipeline.runner import Note, Outcome, Plan, Runner
+from pipeline.runner import Note, Outcome, Plan, Runner, train_remotely
 from pipeline.train import Progress
 
 RESULTS = "results.parquet"
@@ -32,7 +32,7 @@ def sweep(
     *,
     out: str,
     trials: search.Trials | None = None,
-    remote: Callable[[Plan], Train] | None = None,
+    client: Any = None,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def sweep(
         grid: the axes.
         out: folder of the sweep; one that was cut off is continued, if all that was asked is the same.
         trials: how to search the grid; None trains all of it.
-        remote: gives what trains stacks elsewhere than in this process; None trains here.
+        client: of a Dask cluster whose workers train the stacks; None trains here.
         note: takes a line of text for the user.
         progress: called after every epoch of the stacks that train together.
 
@@ -61,7 +61,8 @@ def sweep(
     stacks = search.extremes(grid, shapes) if trials else grid.stacks(shapes)
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
     check_free_sweep(out, _asked(plan, grid, trials, runner.bank))
-    keeper = _Keeper(runner, folder, runner.train if remote is None else remote(plan))
+    train = runner.train if client is None else train_remotely(client, plan)
+    keeper = _Keeper(runner, folder, train)
     if trials:
         rows = search.search(trials, grid, shapes, metric_of, keeper.rows, note)
     else:

@@ -128,9 +128,14 @@ def extraction_bar() -> Iterator[Callable[[Any], None]]:
 
 def show_extraction(result: Mapping[str, Any]) -> None:
     """What an extraction did."""
+    for line in result["notes"]:
+        note(line)
     names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
     rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
     table("", ("split", "examples", "kept tokens", "blocks", "words cut off", "words without token"), rows)
+    grown = ", ".join(f"{n:,} of {split}" for split, n in result["new_rows"].items())
+    if grown:
+        say(f"{result['store']} lacked rows of the data: {grown}")
     if result["blocks_encoded"] == 0:
         say(f"{result['store']} was complete: nothing to encode")
     else:
@@ -139,6 +144,8 @@ def show_extraction(result: Mapping[str, Any]) -> None:
             f"blocks encoded in {result['seconds']:.1f} s"
         )
     say(f"targets: {', '.join(result['targets']) or 'none'}")
+    for name in result["unlabelled"]:
+        note(f"target {name!r} has no labels on the new rows: add them with 'layerbank label'")
     for column, reason in result["skipped"].items():
         note(f"column {column!r} is no target: {reason}")
     if any(facts["words_cut"] for facts in result["splits"].values()):
@@ -148,6 +155,34 @@ def show_extraction(result: Mapping[str, Any]) -> None:
             note(
                 f"{facts['answers_cut']} answers of {split} stand in no token, most cut off by --max-length"
             )
+
+
+def show_plan(result: Mapping[str, Any]) -> None:
+    """What an extraction would cost."""
+    spread = f" ± {result['tokens_error']:,}" if result["tokens_error"] else ""
+    free = result["free_bytes"]
+    facts(
+        {
+            "examples": result["examples"],
+            "tokens": f"{result['tokens']:,}{spread}",
+            "layers": ", ".join(map(str, result["layers"])),
+            "operations": f"{result['flops'] / 1e12:,.2f} TFLOP",
+            "time": f"{result['seconds']:,.0f} s, {result['tokens_per_s']:,.0f} tokens/s in "
+            f"{result['precision']}, {result['batch_tokens']:,} tokens a forward",
+            "free": "not known" if free is None else size(free),
+        }
+    )
+    dtypes = list(next(iter(result["bytes"].values())))
+    rows = [
+        (keep, result["kept_tokens"][keep], *(size(n_bytes) for n_bytes in kinds.values()))
+        for keep, kinds in result["bytes"].items()
+    ]
+    table("", ("keep", "tokens", *dtypes), rows)
+    best = result["recommended"]
+    if best is None:
+        say("nothing fits: keep fewer --layers, or name another disk by --store")
+    else:
+        say(f"recommended: --keep {best['keep']} --dtype {best['dtype']} ({best['why']})")
 
 
 def show_labels(result: Mapping[str, Any]) -> None:
@@ -176,6 +211,17 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
 
 
+def show_tuned(result: Mapping[str, Any]) -> None:
+    """A run through the encoder."""
+    say(
+        f"{result['run']}: {result['method']} on {result['target']}, dev {result['metric']} "
+        f"{_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
+        f"{result['parameters']:,} parameters ({100 * result['trainable_frac']:.3g} % of all), "
+        f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
+        f"{result['seconds']:.1f} s"
+    )
+
+
 def show_scores(result: Mapping[str, Any]) -> None:
     """The scores of a head on a split."""
     scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
@@ -194,6 +240,7 @@ def show_bank(result: Mapping[str, Any]) -> None:
             "layers": f"{', '.join(map(str, result['layers']))} of 0 to {encoder['n_layers'] - 1}",
             "width": encoder["width"],
             "dtype": result["dtype"],
+            "precision": result["precision"],
             "keep": result["keep"],
             "max_length": result["max_length"],
             "size": size(result["bytes"]),
@@ -217,6 +264,19 @@ def show_verification(result: Mapping[str, Any]) -> None:
     say(f"{result['blocks']} blocks: {found}")
 
 
+def bank_in_short(bank: Mapping[str, Any]) -> str:
+    """A bank in a few words."""
+    if "encoder" not in bank:
+        return f"the unfinished bank {bank['store']} ({size(bank['bytes'])})"
+    splits = ", ".join(f"{split['examples']:,} {name}" for name, split in bank["splits"].items())
+    return f"{bank['store']} ({_short(bank['encoder']['name'])}, {splits}, {size(bank['bytes'])})"
+
+
+def show_removal(result: Mapping[str, Any]) -> None:
+    """What was removed."""
+    say(f"{result['store']}: removed, {size(result['bytes'])}")
+
+
 def show_inventory(result: Mapping[str, Any]) -> None:
     """Banks and runs."""
     banks = [
@@ -225,7 +285,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
             _short(bank["encoder"]["name"]) if "encoder" in bank else bank["error"],
             bank.get("keep", ""),
             bank.get("dtype", ""),
-            sum(split["examples"] for split in bank.get("splits", {}).values()),
+            ", ".join(f"{split['examples']:,} {name}" for name, split in bank.get("splits", {}).items()),
             size(bank.get("bytes", 0)),
             ", ".join(bank.get("targets", {})),
             bank["complete"],
@@ -233,7 +293,7 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         for bank in result["banks"]
     ]
     if banks:
-        table("", ("bank", "encoder", "keep", "dtype", "examples", "size", "targets", "complete"), banks)
+        table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
         (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)

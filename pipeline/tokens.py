@@ -2,9 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence, Set
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,12 @@ from numpy import ndarray
 from cache.layout import Keep, Kind
 from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
+
+_COLUMNS = {"input_ids": np.int32, "word_id": np.int32, "kind": np.uint8, "type_id": np.uint8}
+"""The arrays with one entry a token."""
+
+_IN_MEMORY_BYTES = 2**22
+"""A longer array lies in a temporary file and is mapped, so that memory does not grow with the data."""
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 Batch = tuple[Inputs, Inputs | None]
@@ -30,15 +40,39 @@ class Tokens:
     type_id: UInt8[ndarray, " token"]  # segment, for encoders that ask for it
     start: Int[ndarray, " boundary"]
     n_words: Int[ndarray, " row"]  # words of the row's first sequence, those without a token too; options
-    words_cut: int  # words that `max_length` cut off, of pairs too
-    words_empty: int  # words that the tokenizer makes no token of
+    cut: Int[ndarray, " row"]  # words that `max_length` cut off, of pairs too
+    empty: Int[ndarray, " row"]  # words that the tokenizer makes no token of
     predicted: Bool[ndarray, " token"] | None = None  # of masked text: the positions to predict
     piece: Int[ndarray, " piece_end"] | None = None  # of the sequences to encode, where rows have several
+
+    @property
+    def words_cut(self) -> int:
+        """Words of all rows that `max_length` cut off."""
+        return int(self.cut.sum())
+
+    @property
+    def words_empty(self) -> int:
+        """Words of all rows that the tokenizer makes no token of."""
+        return int(self.empty.sum())
 
     @cached_property
     def length(self) -> Int[ndarray, " row"]:
         """Tokens of each row."""
         return np.diff(self.start)
+
+    def kept(self, keep: Keep) -> Bool[ndarray, " token"]:
+        """Which tokens a bank of that `keep` holds."""
+        if keep == "all":
+            return np.ones(len(self.kind), dtype=bool)
+        first = np.zeros(len(self.kind), dtype=bool)
+        first[self.start[:-1][self.length > 0]] = True
+        first |= self.kind == Kind.OPTION
+        if keep == "first":
+            return first
+        if keep == "words":
+            return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
+        assert self.predicted is not None, "text that was not masked"
+        return self.predicted
 
     def pieces(self) -> "Tokens":
         """The same tokens with each sequence of its own a row: what an encoder is given."""
@@ -56,27 +90,57 @@ class Tokens:
         """
         if self.piece is None:
             return rows, start
-        first = np.searchsorted(self.piece, self.start[rows])
-        count = np.searchsorted(self.piece, self.start[rows + 1]) - first
-        pieces = ranges(first, count)
+        pieces, count = self._pieces(self.piece, rows)
         length = self.piece[pieces + 1] - self.piece[pieces]
         before = spans(kept[ranges(self.piece[pieces], length)].view(np.int8))[spans(length)[:-1]]
         # Kept tokens of the pieces before, less those of the rows before.
         return pieces, before + np.repeat(start - before[spans(count)[:-1]], count)
 
-    def kept(self, keep: Keep) -> Bool[ndarray, " token"]:
-        """Which tokens a bank of that `keep` holds."""
-        if keep == "all":
-            return np.ones(len(self.kind), dtype=bool)
-        first = np.zeros(len(self.kind), dtype=bool)
-        first[self.start[:-1][self.length > 0]] = True
-        first |= self.kind == Kind.OPTION
-        if keep == "first":
-            return first
-        if keep == "words":
-            return first | (self.kind == Kind.WORD) | (self.kind == Kind.PAIR_WORD)
-        assert self.predicted is not None, "text that was not masked"
-        return self.predicted
+    def _pieces(
+        self, piece: Int[ndarray, " piece_end"], rows: Int[ndarray, " chosen"]
+    ) -> tuple[Int[ndarray, " piece"], Int[ndarray, " chosen"]]:
+        """Numbers of the sequences of some rows, and how many each row has."""
+        first = np.searchsorted(piece, self.start[rows])
+        count = np.searchsorted(piece, self.start[rows + 1]) - first
+        return ranges(first, count), count
+
+    def kept_length(self, keep: Keep) -> Int[ndarray, " row"]:
+        """Tokens of each row that a bank of that `keep` holds."""
+        counts = self.length.astype(np.int32)
+        if keep != "all":
+            some = counts > 0
+            counts[some] = np.add.reduceat(self.kept(keep), self.start[:-1][some], dtype=np.int32)
+        return counts
+
+    def release(self) -> None:
+        """Lets go of the memory of what lies in a file; it is read again when it is needed."""
+        for array in (self.input_ids, self.word_id, self.kind, self.type_id):
+            if isinstance(array, np.memmap):
+                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+
+    def of_rows(self, rows: Int[ndarray, " one"]) -> tuple["Tokens", Int[ndarray, " some"]]:
+        """The tokens of some rows alone, and where they are among all."""
+        length = self.length[rows]
+        at = ranges(self.start[rows], length)
+        part = Tokens(
+            input_ids=self.input_ids[at],
+            word_id=self.word_id[at],
+            kind=self.kind[at],
+            type_id=self.type_id[at],
+            start=spans(length),
+            n_words=self.n_words[rows],
+            cut=self.cut[rows],
+            empty=self.empty[rows],
+            predicted=None if self.predicted is None else self.predicted[at],
+            piece=None if self.piece is None else spans(self._piece_lengths(self.piece, rows)),
+        )
+        return part, at
+
+    def _piece_lengths(
+        self, piece: Int[ndarray, " piece_end"], rows: Int[ndarray, " chosen"]
+    ) -> Int[ndarray, " piece"]:
+        pieces, _ = self._pieces(piece, rows)
+        return piece[pieces + 1] - piece[pieces]
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:
@@ -91,27 +155,117 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         PipelineError: the rows are words and the tokenizer is not a fast one, or `max_length` has no
             room for more than the special tokens.
     """
-    parts: list[_Row] = []
-    for texts, pairs in batches:
-        if pairs is not None and len(pairs) and not isinstance(pairs[0], str):
-            parts += _tokenize_options(tokenizer, texts, pairs, max_length)
-        else:
-            parts += _tokenize_batch(tokenizer, texts, pairs, max_length)
-    piece_lengths = [part.pieces or (len(part.ids),) for part in parts]
-    start = np.concatenate([[0], np.cumsum([len(part.ids) for part in parts], dtype=np.int64)])
-    return Tokens(
-        input_ids=_flat([part.ids for part in parts], np.int32),
-        word_id=_flat([part.word_id for part in parts], np.int32),
-        kind=_flat([part.kind for part in parts], np.uint8),
-        type_id=_flat([part.type_id for part in parts], np.uint8),
-        start=start,
-        n_words=np.array([part.n_words for part in parts], dtype=np.int32),
-        words_cut=sum(part.cut for part in parts),
-        words_empty=sum(part.empty for part in parts),
-        piece=spans(np.concatenate([np.array(p, np.int64) for p in piece_lengths]))
-        if any(part.pieces for part in parts)
-        else None,
+    parts = (
+        _join_rows(_in_questions(_rows_of(tokenizer, texts, encoded), counts))
+        for (texts, counts), encoded in _encoded_ahead(tokenizer, map(_flat_options, batches), max_length)
     )
+    with ExitStack() as files:
+        return _join(parts, {name: _Column(files, dtype) for name, dtype in _COLUMNS.items()})
+
+
+def _flat_options(batch: Batch) -> tuple[Inputs, Inputs | None, list[int]]:
+    """A batch with a row for each option, and how many options each question has; none where it has no."""
+    texts, options = batch
+    if options is None or not len(options) or isinstance(options[0], str):
+        return texts, options, []
+    repeated: Any = [text for text, own in zip(texts, options, strict=True) for _ in own]
+    return repeated, [option for own in options for option in own], [len(own) for own in options]
+
+
+def _encoded_ahead(
+    tokenizer: Any, batches: Iterable[tuple[Inputs, Inputs | None, list[int]]], max_length: int
+) -> Iterator[tuple[tuple[Inputs, list[int]], Any]]:
+    """Texts and what the tokenizer makes of them; it works on the next batch while this one is read."""
+    before: tuple[tuple[Inputs, list[int]], Future[Any]] | None = None
+    # One thread: a tokenizer is told of truncation by being changed, which two must not do at a time.
+    with ThreadPoolExecutor(1, thread_name_prefix="tokenizer") as pool:
+        for texts, pairs, counts in batches:
+            now = (texts, counts), pool.submit(_encode, tokenizer, texts, pairs, max_length)
+            if before:
+                yield before[0], before[1].result()
+            before = now
+        if before:
+            yield before[0], before[1].result()
+
+
+def _join_rows(rows: Sequence["_Row"]) -> Tokens:
+    """Some rows as one table: a few large arrays take much less memory than many small ones."""
+    return Tokens(
+        input_ids=_flat([row.ids for row in rows], np.int32),
+        word_id=_flat([row.word_id for row in rows], np.int32),
+        kind=_flat([row.kind for row in rows], np.uint8),
+        type_id=_flat([row.type_id for row in rows], np.uint8),
+        start=_ends([len(row.ids) for row in rows]),
+        n_words=np.array([row.n_words for row in rows], dtype=np.int32),
+        cut=np.array([row.cut for row in rows], dtype=np.int32),
+        empty=np.array([row.empty for row in rows], dtype=np.int32),
+        piece=_ends([n for row in rows for n in row.pieces]) if rows and rows[0].pieces else None,
+    )
+
+
+def _in_questions(rows: "list[_Row]", counts: list[int]) -> "list[_Row]":
+    """Rows of one option each joined to questions; as they are where there are no options."""
+    ends = np.cumsum(counts).tolist()
+    return [_question(rows[end - n : end]) for end, n in zip(ends, counts, strict=True)] if counts else rows
+
+
+def _question(options: "Sequence[_Row]") -> "_Row":
+    """One row of the sequences of a question; the first token of each is marked and numbered."""
+    word_id, kind = [part.word_id.copy() for part in options], [part.kind.copy() for part in options]
+    for number in range(len(options)):
+        word_id[number][0], kind[number][0] = number, Kind.OPTION
+    return _Row(
+        ids=np.concatenate([part.ids for part in options]),
+        word_id=np.concatenate(word_id),
+        kind=np.concatenate(kind),
+        type_id=np.concatenate([part.type_id for part in options]),
+        n_words=len(options),
+        cut=sum(part.cut for part in options),
+        empty=sum(part.empty for part in options),
+        pieces=tuple(len(part.ids) for part in options),
+    )
+
+
+class _Column:
+    """An array put together part by part: in memory at first, in a nameless file once it is long."""
+
+    def __init__(self, files: ExitStack, dtype: Any) -> None:
+        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
+        self._file = files.enter_context(spool)
+        self._dtype = dtype
+
+    def add(self, part: ndarray) -> None:
+        self._file.write(np.ascontiguousarray(part, dtype=self._dtype).data)
+
+    def array(self) -> ndarray:
+        self._file.flush()
+        if self._file.tell() <= _IN_MEMORY_BYTES:
+            self._file.seek(0)
+            return np.frombuffer(self._file.read(), self._dtype)
+        self._file.fileno()  # a file from here on, if it was none
+        return np.memmap(self._file._file, self._dtype, mode="r")
+
+
+def _join(parts: Iterable[Tokens], columns: dict[str, _Column]) -> Tokens:
+    small: dict[str, list[ndarray]] = {n: [np.empty(0, np.int32)] for n in ("n_words", "cut", "empty")}
+    lengths, pieces = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for part in parts:
+        for name, column in columns.items():
+            column.add(getattr(part, name))
+        for name, values in small.items():
+            values.append(getattr(part, name))
+        lengths.append(part.length)
+        pieces += [] if part.piece is None else [np.diff(part.piece)]
+    return Tokens(
+        **{name: column.array() for name, column in columns.items()},
+        **{name: np.concatenate(values) for name, values in small.items()},
+        start=_ends(np.concatenate(lengths)),
+        piece=_ends(np.concatenate(pieces)) if len(pieces) > 1 else None,
+    )
+
+
+def _ends(lengths: Sequence[int] | ndarray) -> ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +284,7 @@ def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
     return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype, copy=False)
 
 
-def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> list[_Row]:
+def _encode(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
     words = bool(len(texts)) and not isinstance(texts[0], str)
     if words and not tokenizer.is_fast:
         raise PipelineError(
@@ -138,46 +292,7 @@ def _tokenize_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_len
             "use an encoder that has a tokenizer.json, or rows of plain text"
         )
     _check_room(tokenizer, max_length, pair=pairs is not None)
-    encoded = encode_batch(tokenizer, texts, pairs, max_length)
-    rows = []
-    for i, ids in enumerate(encoded["input_ids"]):
-        types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
-        if tokenizer.is_fast:
-            encoding = encoded.encodings[i]
-            word_ids, sequence_ids, cut = encoding.word_ids, encoding.sequence_ids, _cut_words(encoding)
-        else:
-            special = encoded["special_tokens_mask"][i]
-            word_ids = [None if s else 0 for s in special]
-            sequence_ids, cut = word_ids, set()
-        rows.append(_row(ids, types, word_ids, sequence_ids, cut, len(texts[i]) if words else None))
-    return rows
-
-
-def _tokenize_options(
-    tokenizer: Any, texts: Inputs, options: Sequence[Sequence[str]], max_length: int
-) -> list[_Row]:
-    """Rows of several sequences: the text with each of its options."""
-    repeated = [text for text, own in zip(texts, options, strict=True) for _ in own]
-    flat = _tokenize_batch(tokenizer, repeated, [o for own in options for o in own], max_length)
-    ends = np.cumsum([len(own) for own in options]).tolist()
-    return [_joined(flat[end - len(own) : end]) for end, own in zip(ends, options, strict=True)]
-
-
-def _joined(options: Sequence[_Row]) -> _Row:
-    """One row of the sequences of a question; the first token of each is marked and numbered."""
-    word_id, kind = [part.word_id.copy() for part in options], [part.kind.copy() for part in options]
-    for number in range(len(options)):
-        word_id[number][0], kind[number][0] = number, Kind.OPTION
-    return _Row(
-        ids=np.concatenate([part.ids for part in options]),
-        word_id=np.concatenate(word_id),
-        kind=np.concatenate(kind),
-        type_id=np.concatenate([part.type_id for part in options]),
-        n_words=len(options),
-        cut=sum(part.cut for part in options),
-        empty=sum(part.empty for part in options),
-        pieces=tuple(len(part.ids) for part in options),
-    )
+    return encode_batch(tokenizer, texts, pairs, max_length)
 
 
 def encode_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
@@ -193,6 +308,22 @@ def encode_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length
         return_special_tokens_mask=True,
         verbose=False,
     )
+
+
+def _rows_of(tokenizer: Any, texts: Inputs, encoded: Any) -> list[_Row]:
+    words = bool(len(texts)) and not isinstance(texts[0], str)
+    rows = []
+    for i, ids in enumerate(encoded["input_ids"]):
+        types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
+        if tokenizer.is_fast:
+            encoding = encoded.encodings[i]
+            word_ids, sequence_ids, cut = encoding.word_ids, encoding.sequence_ids, _cut_words(encoding)
+        else:
+            special = encoded["special_tokens_mask"][i]
+            word_ids = [None if s else 0 for s in special]
+            sequence_ids, cut = word_ids, set()
+        rows.append(_row(ids, types, word_ids, sequence_ids, cut, len(texts[i]) if words else None))
+    return rows
 
 
 def _check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:

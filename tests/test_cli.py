@@ -20,7 +20,7 @@ from cache.store import writing
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "extract", "label", "train", "sweep", "evaluate"),
-    *("predict", "inspect", "verify", "list"),
+    *("predict", "inspect", "verify", "list", "tune"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
@@ -821,3 +821,30 @@ def test_program_says_errors_in_one_line(work):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: no fusion 'atention'")
     assert done.stderr.count("\n") == 1
+
+
+def test_remove_asks_and_does_not_where_nobody_can_answer(tmp_path):
+    path = tiny.bank(tmp_path / "bank", sizes={"dev": 5}).path
+    said = CliRunner().invoke(cli.app, ["remove", path])
+    assert said.exit_code == 1
+    assert said.stderr.strip() == (
+        f"error: {path} is removed only after asking, and there is no terminal: give --yes"
+    )
+    said = CliRunner().invoke(cli.app, ["remove", str(tmp_path), "--yes"])
+    assert said.exit_code == 1
+    assert "is no bank: nothing was removed" in said.stderr
+    said = CliRunner().invoke(cli.app, ["remove", path, "--yes", "--json"])
+    assert json.loads(said.stdout)["removed"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("answer", "stays"), [("n", True), ("y", False)])
+def test_remove_names_the_bank_it_asks_about(tmp_path, monkeypatch, answer, stays):
+    path = tiny.bank(tmp_path / "bank", sizes={"dev": 5}).path
+    monkeypatch.setattr(
+        "pipeline.inventory.sys", type("Terminal", (), {"stdin": type("In", (), {"isatty": lambda: True})})
+    )
+    said = CliRunner().invoke(cli.app, ["remove", path], input=answer)
+    assert said.exit_code == int(stays)
+    assert f"remove {path} (tiny, 5 dev, " in said.stderr
+    assert (tmp_path / "bank").exists() == stays

@@ -85,6 +85,12 @@ def test_every_part_is_in_the_method_page(folder):
     assert not missing, f"docs/method.md does not name {missing}"
 
 
+def test_every_method_is_in_the_early_fusion_page():
+    text = page("early-fusion.md")
+    missing = [name for name in part_names("early_fusion") if f"`{name}`" not in text]
+    assert not missing, f"docs/early-fusion.md does not name {missing}"
+
+
 def test_every_task_is_in_the_extending_page():
     text = page("extending.md")
     missing = [name for name in part_names("tasks") if f"`{name}`" not in text]

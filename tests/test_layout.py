@@ -27,6 +27,8 @@ NEVER = {
     "pipeline.corpus": ("pipeline.extract", "pipeline.train", "pipeline.sweep", "torch", "transformers"),
     "pipeline.tasks": ("pipeline.extract", "pipeline.corpus", "pipeline.train", "torch", "transformers"),
     "pipeline.extract": ("pipeline.train", "pipeline.sweep", *PARTS),
+    "pipeline.early_fusion": ("pipeline.tuning", "pipeline.train", "pipeline.sweep", "transformers"),
+    "pipeline.tuning": ("pipeline.train", "pipeline.sweep", "pipeline.extract", "pipeline.batches"),
 }
 
 
@@ -104,6 +106,13 @@ def test_parts_import_their_base_the_head_axis_and_torch_alone(package):
         for name in IMPORTS[module]:
             top = name.partition(".")[0]
             assert name in allowed or top in allowed, f"{module} imports {name}"
+
+
+def test_nothing_of_stages_1_and_2_imports_early_fusion():
+    early = ("pipeline.early_fusion", "pipeline.tuning")
+    for module in (m for m in PACKAGES if not any(is_within(m, name) for name in early)):
+        for name in IMPORTS[module]:
+            assert not any(is_within(name, package) for package in early), f"{module} imports {name}"
 
 
 def test_imports_have_no_cycle():

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -25,9 +26,9 @@ import cli
 from cache import CacheError, Kind, open_bank, store
 from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
 from pipeline.corpus import load_corpus
-from pipeline.encoder import Encoder
+from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import StoppedError, extract
+from pipeline.extract import StoppedError, _tokenize, extract
 
 MAX_LENGTH = 24
 
@@ -407,6 +408,63 @@ def test_a_complete_bank_is_left_as_it_is(tmp_path, corpus, monkeypatch):
 
 
 @pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("keep", ["all", "words"])
+def test_a_bank_grows_by_the_rows_it_lacks_and_encodes_those_alone(tmp_path, corpus, monkeypatch, keep):
+    old, new = many_rows(60), many_rows(90, seed=8)
+    rows = [*new[:40], *old[::-1], *new[40:]]
+    extract(corpus(train=old), encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32")
+    encode, seen = Encoder.encode, []
+
+    def watched(self, tokens, examples, **options):
+        seen.extend(examples.tolist())
+        return encode(self, tokens, examples, **options)
+
+    monkeypatch.setattr(Encoder, "encode", watched)
+    data = corpus(train=rows, dev=old[:9])
+    again = extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32")
+    texts = Counter(str(row["tokens"]) for row in rows) - Counter(str(row["tokens"]) for row in old)
+    assert Counter(str(rows[i]["tokens"]) for i in seen[:90]) == texts
+    assert sorted(seen[90:]) == list(range(9))
+    assert again.new_rows == {"train": 90, "dev": 9}
+    assert 0 < again.blocks_encoded < again.blocks
+    extract(data, encoder_of(), str(tmp_path / "fresh"), keep=keep, dtype="float32")
+    grown, fresh = (open_bank(str(tmp_path / name)) for name in ("b", "fresh"))
+    assert grown.fingerprint != fresh.fingerprint
+    for one, two in zip(states_by_row(grown), states_by_row(fresh), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5, rtol=0)
+    places = [np.argsort(bank.split("train").row) for bank in (grown, fresh)]
+    for name in ("intent", "score"):
+        one, two = (
+            bank.split("train").target(name).values[at]
+            for bank, at in zip((grown, fresh), places, strict=True)
+        )
+        np.testing.assert_array_equal(one, two)
+    before = files_of(tmp_path / "b")
+    assert extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32").blocks_encoded == 0
+    assert files_of(tmp_path / "b") == before
+
+
+def test_a_growth_says_what_it_took_and_what_has_no_labels(tmp_path):
+    data, rows = tmp_path / "data", many_rows(20)
+    run = ["extract", str(data), "--encoder", tiny_encoder(), "--store", str(tmp_path / "b")]
+    write_rows(data, train=rows[:15])
+    said = CliRunner().invoke(cli.app, [*run, "--threads", "1"])
+    assert "lacked rows" not in said.stdout
+    write_rows(data, train=rows)
+    said = CliRunner().invoke(cli.app, [*run, "--target", "intent", "--threads", "1"])
+    assert said.exit_code == 0
+    assert f"{tmp_path / 'b'} lacked rows of the data: 5 of train" in said.stdout
+    assert "target 'tags' has no labels on the new rows: add them with 'layerbank label'" in said.stderr
+    said = CliRunner().invoke(cli.app, [*run, "--target", "intent", "--threads", "1"])
+    assert f"{tmp_path / 'b'} was complete: nothing to encode" in said.stdout
+    write_rows(data, train=rows[1:])
+    said = CliRunner().invoke(cli.app, [*run, "--threads", "1"])
+    assert said.exit_code == 1
+    assert "1 of 20 of split train are not in the data): name another --store" in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
 def test_a_damaged_block_alone_is_encoded_again(tmp_path, corpus):
     data = corpus(train=many_rows(60))
     whole = extract(data, encoder_of(), str(tmp_path / "b"))
@@ -428,6 +486,44 @@ def test_a_resumed_run_makes_the_banks_own_batches(tmp_path, corpus):
     extract(data, encoder_of(), str(tmp_path / "b"), dtype="float32")
     assert open_bank(str(tmp_path / "b")).recipe.batch_tokens == 33
     assert files_of(tmp_path / "b") == files_of(tmp_path / "whole")
+
+
+def test_a_bank_goes_on_in_its_own_precision(tmp_path, corpus):
+    data, path = corpus(train=many_rows(30)), str(tmp_path / "b")
+    short = open_encoder(tiny_encoder(), device="cpu", words=True, precision="bfloat16")
+    extract(data, encoder_of(), str(tmp_path / "exact"), dtype="float32")
+    extract(data, short, path, dtype="float32")
+    bank, exact = open_bank(path), open_bank(str(tmp_path / "exact"))
+    assert (bank.recipe.precision, exact.recipe.precision) == ("bfloat16", "float32")
+    assert bank.fingerprint != exact.fingerprint
+    states, expected = (b.split("train").numpy()[1:] for b in (bank, exact))
+    assert 1e-4 < np.linalg.norm(states - expected) / np.linalg.norm(expected) < 0.03
+    again = open_encoder(tiny_encoder(), device="cpu", words=True, store=path)
+    assert extract(data, again, path, dtype="float32").blocks_encoded == 0
+    with pytest.raises(CacheError, match="made with precision = bfloat16, asked for float32"):
+        extract(data, encoder_of(), path, dtype="float32")
+
+
+def test_a_bank_from_before_precision_was_a_choice_is_float32(tmp_path, corpus):
+    data, path = corpus(train=ROWS["words"]), tmp_path / "b"
+    extract(data, encoder_of(), str(path))
+    attrs = json.loads((path / "zarr.json").read_text("utf-8"))
+    del attrs["attributes"]["precision"]
+    (path / "zarr.json").write_text(json.dumps(attrs), "utf-8")
+    assert open_bank(str(path)).recipe.precision == "float32"
+    assert extract(data, encoder_of(), str(path)).blocks_encoded == 0
+
+
+def test_long_token_tables_lie_in_a_file_and_give_the_same_bank(tmp_path, corpus, monkeypatch):
+    data = corpus(train=many_rows(40))
+    extract(data, encoder_of(), str(tmp_path / "one"))
+    monkeypatch.setattr("pipeline.tokens._IN_MEMORY_BYTES", 8)
+    mapped = _tokenize(data, "train", encoder_of(), 40)
+    assert isinstance(mapped.input_ids, np.memmap)
+    mapped.release()
+    assert mapped.input_ids.max() > 0
+    extract(data, encoder_of(), str(tmp_path / "other"))
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "other")
 
 
 def test_another_encoder_does_not_go_on_with_a_bank(tmp_path, corpus):

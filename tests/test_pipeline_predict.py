@@ -106,9 +106,9 @@ def test_several_runs_share_one_forward(place, monkeypatch):
     counts = []
     forward = Encoder._forward
 
-    def counted(self, padded, types, size):
+    def counted(self, padded, types, size, layers):
         counts.append(len(size))
-        return forward(self, padded, types, size)
+        return forward(self, padded, types, size, layers)
 
     paths = [train(place, f"{target}-attention", target) for target in ("tags", "intent", "score")]
     texts = [row["tokens"] for row in rows_of(place)]

@@ -259,3 +259,46 @@ def test_config_calls_nothing_but_parts(folder, part):
 def test_no_run_there():
     with pytest.raises(PipelineError, match="layerbank train"):
         load_run("nowhere/at/all")
+
+
+def test_a_run_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
+    path, partial = tmp_path / "run", tmp_path / "run.partial-1"
+    for folder in (path, partial):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    rename, calls = Path.rename, []
+
+    def die_at_the_second(self, target):
+        calls.append(self)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        results._put(partial, path)
+    monkeypatch.setattr(Path, "rename", rename)
+    assert not path.exists()
+    results._clear_partials(path)  # its process id is this one's
+    assert (path / "name").read_text() == "run"
+    partial.mkdir(exist_ok=True)
+    results._put(partial, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_dead_processes_left_is_cleared_and_what_living_ones_write_is_not(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (f"run.partial-{dead.pid}", f"run.partial-{os.getppid()}", "run.partial-mine", "runs"):
+        (tmp_path / name).mkdir()
+    results._clear_partials(tmp_path / "run")
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left == {f"run.partial-{os.getppid()}", "run.partial-mine", "runs"}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", ""])
+def test_a_damaged_sweep_file_is_told_in_one_line(tmp_path, content):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(PipelineError, match=r"sweep.json is damaged") as error:
+        results.check_free_sweep(str(tmp_path), {"a": 1})
+    assert "\n" not in str(error.value)

@@ -1,23 +1,31 @@
-"""Seconds of an extraction against the plain script: snips train, float32 forward, all tokens and layers.
+"""Seconds of an extraction: snips train, float32 forward, all tokens and layers, a float16 bank.
 
-Model load and process start are outside on both sides, tokenizing and writing inside.
+Against the plain script (model load and process start outside on both sides, tokenizing and writing
+inside), and with `--against forward` against nothing but the forwards of the very same batches in this
+process.
 """
 
 import shutil
 
 from _common import encoder, layerbank, pairs, parser, run, show
 
-arguments = parser(__doc__).parse_args()
+made = parser(__doc__)
+made.add_argument("--against", choices=("plain", "forward"), default="plain")
+made.add_argument("--precision", default="float32")
+made.add_argument("--rows", type=int, default=0, help="only so many rows, to try the script")
+arguments = made.parse_args()
 folder = arguments.work / "snips-train"
 folder.mkdir(parents=True, exist_ok=True)
-shutil.copy(arguments.data / "snips/train.jsonl", folder / "train.jsonl")
+lines = (arguments.data / "snips/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+(folder / "train.jsonl").write_text("".join(lines[: arguments.rows or None]), encoding="utf-8")
+store = arguments.work / "extraction-bank"
+flags = ("--keep", "all", "--max-length", "256", "--threads", str(arguments.threads))
 
 
 def ours() -> float:
-    store = arguments.work / "extraction-bank"
     shutil.rmtree(store, ignore_errors=True)
-    flags = ("--keep", "all", "--max-length", "256", "--threads", str(arguments.threads))
-    return float(layerbank("extract", folder, "--encoder", encoder(), "--store", store, *flags)["seconds"])
+    options = ("--encoder", encoder(), "--store", store, "--precision", arguments.precision)
+    return float(layerbank("extract", folder, *options, *flags)["seconds"])
 
 
 def plain() -> float:
@@ -30,4 +38,38 @@ def plain() -> float:
     return float(run(command)["seconds"])
 
 
-show(check="extraction of snips train", **pairs(ours, plain, arguments.repeats))
+def forwards() -> float:
+    """Seconds of the forwards of every batch of the bank, states dropped; batches are padded beforehand."""
+    import time
+
+    import torch
+
+    from cache import open_bank
+    from pipeline.corpus import load_corpus
+    from pipeline.encoder import Encoder, _pad
+    from pipeline.extract import _tokenize
+    from pipeline.grouping import group
+
+    torch.set_num_threads(arguments.threads)
+    loaded = Encoder(encoder(), device="cpu", words=True, precision=arguments.precision)
+    tokens = _tokenize(load_corpus(str(folder)), "train", loaded, 256)
+    bank = open_bank(str(store))
+    split, layers, batches = bank.split("train"), bank.recipe.layers, []
+    for block in range(split.n_blocks):
+        rows = split.row[split.start // split.block_tokens == block]
+        for chosen in group(tokens.length[rows], bank.recipe.batch_tokens):
+            size = tokens.length[rows[chosen]]
+            padded, types, _ = _pad(tokens, rows[chosen], size, loaded._pad_id)
+            batches.append((padded, types, size))
+    loaded._forward(*batches[0], layers)
+    began = time.perf_counter()
+    for batch in batches:
+        loaded._forward(*batch, layers)
+    return time.perf_counter() - began
+
+
+other = plain if arguments.against == "plain" else forwards
+show(
+    check=f"extraction of snips train against {arguments.against}", precision=arguments.precision,
+    **pairs(ours, other, arguments.repeats),
+)  # fmt: skip

@@ -1,0 +1,186 @@
+"""What an extraction would cost, before it is run: tokens, bytes, operations, time."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy import ndarray
+from torch.utils.flop_counter import FlopCounterMode
+
+from cache import Recipe
+from cache.layout import Keep
+from cache.plan import deal
+from pipeline.calibrate import encode_seconds
+from pipeline.corpus import Corpus
+from pipeline.encoder import Encoder
+from pipeline.extract import read_batch, recipe_for
+from pipeline.labels import find_labels
+from pipeline.room import KEEPS, Lengths, byte_table, free_bytes, lengths_of, recommend, resampled
+from pipeline.tokens import Tokens, tokenize
+
+_CHUNK_ROWS = 64
+"""Rows are sampled in runs: a run of an Arrow column is read at once."""
+
+_MEASURE_S = 4.0
+"""Seconds of forwards to measure at least, where the data has that many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an extraction would cost. `tokens` are those that go through the encoder."""
+
+    tokens: int
+    tokens_error: int  # half of a 95 % interval; 0 where every row was tokenized
+    kept_tokens: dict[str, int]  # for each choice of tokens
+    bytes: dict[str, dict[str, int]]  # of the bank, for each choice of tokens and data type
+    seconds: float
+    tokens_per_s: float  # of the forwards that were measured
+    flops: int  # of the encoder's forwards, padding included
+    free_bytes: int | None
+    recommended: dict[str, Any] | None
+    examples: int
+    layers: list[int]
+    precision: str
+    batch_tokens: int
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Some rows of a split, tokenized."""
+
+    tokens: Tokens
+    n_rows: int  # of the split
+    seconds: float  # for all its rows, from those that were tokenized
+
+    @property
+    def scale(self) -> float:
+        return self.n_rows / max(1, len(self.tokens.length))
+
+    def variance(self) -> float:
+        """Of the estimated number of tokens, from the spread between runs of rows."""
+        length = self.tokens.length
+        n_runs = -(-len(length) // _CHUNK_ROWS)
+        if len(length) >= self.n_rows or n_runs < 2:
+            return 0.0
+        runs = np.add.reduceat(length, np.arange(n_runs) * _CHUNK_ROWS) / _CHUNK_ROWS
+        unseen = 1 - len(length) / self.n_rows
+        return float(self.n_rows**2 * np.var(runs[:-1], ddof=min(1, n_runs - 2)) / n_runs * unseen)
+
+
+def estimate(
+    corpus: Corpus,
+    encoder: Encoder,
+    *,
+    store: str = ".",
+    keep: Keep = "all",
+    dtype: str = "float16",
+    layers: Sequence[int] | None = None,
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    sample: int | None = 20_000,
+) -> Estimate:
+    """Estimates an extraction of a corpus by an encoder.
+
+    Args:
+        corpus: the data.
+        encoder: the encoder, on the device and in the precision that it would have.
+        store: where the bank would lie; nothing is written.
+        keep: the choice of tokens that time and recommendation start from.
+        dtype: the data type likewise.
+        layers: which layers are kept, all by default.
+        max_length: longest example in tokens.
+        batch_tokens: padded tokens in one forward, chosen as an extraction chooses it by default.
+        sample: rows of a split to tokenize, None for all. Up to that number all are, and counts are exact.
+
+    Raises:
+        PipelineError: the data or a choice is wrong.
+    """
+    length = encoder.max_length(max_length)
+    samples = {name: _sample(corpus, name, encoder, length, sample) for name in corpus.splits}
+    tokens = {name: part.tokens for name, part in samples.items()}
+    recipe = recipe_for(
+        corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
+        batch_tokens=batch_tokens,
+    )  # fmt: skip
+    lengths = _all_rows(lengths_of(tokens), samples)
+    labels = find_labels(corpus)[0]
+    targets_bytes = sum(values.nbytes for label in labels for values in label.values.values())
+    table = byte_table(recipe, lengths, targets_bytes)
+    counts = {name: round(len(p.tokens.input_ids) * p.scale) for name, p in samples.items()}
+    total = sum(counts.values())
+    largest = max(tokens.values(), key=lambda t: len(t.input_ids))
+    rate, flops = _measure(encoder, largest, recipe)
+    free = free_bytes(store)
+    return Estimate(
+        tokens=total,
+        tokens_error=round(1.96 * float(np.sqrt(sum(p.variance() for p in samples.values())))),
+        kept_tokens={k: int(sum(part.sum() for part in lengths[k].values())) for k in KEEPS},
+        bytes=table,
+        seconds=total / rate + sum(part.seconds for part in samples.values()),
+        tokens_per_s=rate,
+        flops=round(flops * total),
+        free_bytes=free,
+        recommended=recommend(table, free, keep, dtype),
+        examples=sum(part.n_rows for part in samples.values()),
+        layers=list(recipe.layers),
+        precision=recipe.precision,
+        batch_tokens=recipe.batch_tokens,
+        splits={name: {"examples": p.n_rows, "tokens": counts[name]} for name, p in samples.items()},
+    )
+
+
+def _sample(corpus: Corpus, split: str, encoder: Encoder, max_length: int, sample: int | None) -> _Sample:
+    """Tokenizes a split, or runs of its rows at even distances."""
+    n_rows, read = len(corpus.split(split)), read_batch(corpus, split)
+    if sample is None or sample >= n_rows:
+        firsts = range(0, n_rows, _CHUNK_ROWS)
+    else:
+        n_runs = max(1, sample // _CHUNK_ROWS)
+        firsts = (np.arange(n_runs) * (n_rows / n_runs)).astype(int).tolist()
+    batches = [read(first, min(first + _CHUNK_ROWS, n_rows)) for first in firsts]
+    began = time.perf_counter()
+    tokens = tokenize(encoder.tokenizer, batches, max_length=max_length)
+    seconds = time.perf_counter() - began
+    return _Sample(tokens, n_rows, seconds * n_rows / max(1, len(tokens.length)))
+
+
+def _all_rows(lengths: Lengths, samples: Mapping[str, _Sample]) -> Lengths:
+    """Lengths of all rows, those that were not tokenized drawn from the others."""
+    return {
+        keep: {name: resampled(part, samples[name].n_rows) for name, part in splits.items()}
+        for keep, splits in lengths.items()
+    }
+
+
+def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, float]:
+    """Tokens a second and operations a token, from the forwards of some blocks as they would be dealt."""
+    blocks = _blocks(tokens, recipe)
+
+    def run(rows: Int[ndarray, " row"]) -> float:
+        return encode_seconds(encoder, tokens, rows, recipe.layers, recipe.batch_tokens)
+
+    flops = _flops(run, blocks[0]) / max(1, int(tokens.length[blocks[0]].sum()))
+    seconds, done = 0.0, 0
+    for rows in blocks:
+        seconds += run(rows)
+        done += int(tokens.length[rows].sum())
+        if seconds > _MEASURE_S:
+            break
+    return max(1, done) / max(seconds, 1e-9), flops
+
+
+def _blocks(tokens: Tokens, recipe: Recipe) -> list[Int[ndarray, " row"]]:
+    """The rows of each block."""
+    plan = deal(tokens.kept_length(recipe.keep), block_tokens=recipe.block_tokens, seed=recipe.seed)
+    return [plan.row[plan.examples(block)] for block in range(plan.n_blocks)] or [plan.row]
+
+
+def _flops(run: Callable[[ndarray], float], rows: ndarray) -> int:
+    """Operations of the products of a forward; this pass also warms the encoder up."""
+    with FlopCounterMode(display=False) as counter:
+        run(rows)
+    return int(counter.get_total_flops())

@@ -1,0 +1,116 @@
+"""What a bank will take on disk for each choice of what is kept, and what fits."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from cache import Recipe
+from cache.codecs import DTYPES
+from cache.layout import Keep
+from cache.plan import deal
+from cache.size import STATE_BYTES, bank_bytes
+from pipeline.errors import PipelineError
+from pipeline.terminal import size
+from pipeline.tokens import Tokens
+
+KEEPS: tuple[Keep, ...] = ("all", "words", "first")
+
+_FULL = 0.95
+"""Share of a disk's free bytes that a bank may take: the file system itself needs some."""
+
+Lengths = Mapping[Keep, Mapping[str, ndarray]]
+"""For each choice of tokens, the kept tokens of each row of each split."""
+
+
+def lengths_of(tokens: Mapping[str, Tokens]) -> Lengths:
+    """The lengths that each choice of tokens gives the rows of each split."""
+    return {keep: {name: part.kept_length(keep) for name, part in tokens.items()} for keep in KEEPS}
+
+
+def byte_table(recipe: Recipe, lengths: Lengths, targets_bytes: int = 0) -> dict[str, dict[str, int]]:
+    """Bytes of the bank for each choice of tokens and of data type; the layers are the recipe's."""
+    table: dict[str, dict[str, int]] = {}
+    for keep, splits in lengths.items():
+        plans = {
+            name: deal(length, block_tokens=recipe.block_tokens, seed=recipe.seed)
+            for name, length in splits.items()
+        }
+        table[keep] = {
+            dtype: bank_bytes(replace(recipe, keep=keep, dtype=dtype), plans) + targets_bytes
+            for dtype in STATE_BYTES
+        }
+    return table
+
+
+def free_bytes(store: str) -> int | None:
+    """Free bytes where a bank would lie; None for a URL."""
+    if "://" in store:
+        return None
+    path = Path(store).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def written_bytes(store: str) -> int:
+    """Bytes of a bank that are on the disk already."""
+    return sum(path.stat().st_size for path in Path(store).rglob("*") if path.is_file())
+
+
+def recommend(
+    table: Mapping[str, Mapping[str, int]], free: int | None, keep: Keep = "all", dtype: str = "float16"
+) -> dict[str, Any] | None:
+    """The choice that keeps most and fits: the one asked for, else a shorter type, else fewer tokens.
+
+    Returns:
+        `keep`, `dtype`, `bytes` and the reason `why`; None where not even the least fits.
+    """
+    shorter = [d for d in ("float16", "int8") if d in DTYPES and STATE_BYTES[d] < STATE_BYTES[dtype]]
+    for tokens in KEEPS[KEEPS.index(keep) :]:
+        for kind in (dtype, *shorter):
+            n_bytes = table[tokens][kind]
+            if free is None or n_bytes <= _FULL * free:
+                room = "a store whose room is not known" if free is None else f"{size(free)} free"
+                why = f"{size(n_bytes)} for {room}"
+                if (tokens, kind) != (keep, dtype):
+                    why += f"; {keep}, {dtype} takes {size(table[keep][dtype])}"
+                return {"keep": tokens, "dtype": kind, "bytes": n_bytes, "why": why}
+    return None
+
+
+def check_room(store: str, recipe: Recipe, tokens: Mapping[str, Tokens]) -> None:
+    """Refuses a bank that the disk has no room for. What is written of it already is counted.
+
+    Raises:
+        PipelineError: it cannot fit; says what would.
+    """
+    free = free_bytes(store)
+    if free is None or recipe.codec != "none":  # nobody knows beforehand how far states compress
+        return
+    asked = {recipe.keep: {name: part.kept_length(recipe.keep) for name, part in tokens.items()}}
+    wanted = byte_table(recipe, asked)[recipe.keep][recipe.dtype]
+    if wanted - written_bytes(store) <= free:
+        return
+    if recipe.keep not in KEEPS:  # no other choice of tokens can stand for masked text
+        best = None
+    else:
+        best = recommend(byte_table(recipe, lengths_of(tokens)), free, recipe.keep, recipe.dtype)
+    cure = "fewer --layers or a larger disk"
+    if best:
+        cure = f"--keep {best['keep']} --dtype {best['dtype']} takes {size(best['bytes'])}"
+    raise PipelineError(
+        f"--store {store}: the bank takes {size(wanted)}, {size(free)} are free there: {cure}, or start "
+        "anyhow with --force"
+    )
+
+
+def resampled(length: ndarray, n_rows: int) -> ndarray:
+    """Lengths of as many rows as there are, drawn from a sample's."""
+    if len(length) == n_rows:
+        return length
+    return np.random.default_rng(0).choice(length, n_rows).astype(length.dtype)

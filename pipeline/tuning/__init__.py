@@ -1,0 +1,1 @@
+"""What every early fusion runs on: backbone, batches, loop, run folder. The methods are elsewhere."""

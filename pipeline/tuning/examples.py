@@ -1,0 +1,248 @@
+"""The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from cache import Kind, Target
+from cache.targets import ranges, spans
+from pipeline.corpus import Corpus
+from pipeline.errors import PipelineError, nearest
+from pipeline.head import Head, Inputs
+from pipeline.labels import Labels
+from pipeline.tokens import Tokens, batches_of, tokenize
+from pipeline.tuning.backbone import Backbone
+
+POOL_BATCHES = 50
+"""Batches out of which examples of like length are put together."""
+
+EVALUATION_EXAMPLES = 64
+"""Examples in a batch that is scored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """One split of one task."""
+
+    task: int  # its number among the tasks that are learned together
+    tokens: Tokens
+    target: Target  # labels in the order of the rows
+    answers: tuple[tuple[int, ...], ...] = ()  # tokens that stand for each class, from text to text
+
+    def __len__(self) -> int:
+        return len(self.tokens.length)
+
+    @cached_property
+    def labelled(self) -> Int[ndarray, " row"]:
+        """Units with a label in each row: 0 or 1, or the number of tagged words."""
+        values = self.target.values
+        has_label = ~np.isnan(values) if self.target.kind == "float" else values >= 0
+        if self.target.kind != "tags":
+            return has_label.astype(np.int64)
+        return np.diff(spans(has_label.astype(np.int64))[spans(self.tokens.n_words)])
+
+    @cached_property
+    def trainable(self) -> Int[ndarray, " chosen"]:
+        """Rows to learn from: those with a label and a token."""
+        return np.flatnonzero((self.labelled > 0) & (self.tokens.length > 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The examples of one task in a batch."""
+
+    task: int
+    inputs: Inputs | None  # places of the tokens its head reads; `states` is empty. None from text to text
+    places: Int[Tensor, " token"]  # of the tokens read, in the padded batch with its soft tokens
+    labels: Tensor  # one a unit
+    units: Int[ndarray, " unit"]  # places of the units among all of the split
+    share: float = 1.0  # of the loss of the whole step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Some examples, padded on the right."""
+
+    ids: Int[Tensor, "example token"]
+    mask: Bool[Tensor, "example token"]
+    types: Int[Tensor, "example token"] | None  # segments, for encoders that ask for them
+    tasks: Int[Tensor, " example"]
+    parts: tuple[Part, ...] = field(default=())
+    answers: Int[Tensor, "example answer"] | None = None  # from text to text; -100 after the end
+    weights: Float[Tensor, " example"] | None = None  # share of each answer in the loss
+    penalty_share: float = 1.0  # of the method's penalty, where a step is made of several batches
+
+
+Picked = Sequence[tuple[Examples, ndarray]]
+"""Numbers of rows of some tasks."""
+
+
+def read_examples(
+    corpus: Corpus, labels: Labels, split: str, backbone: Backbone, *, task: int, max_length: int
+) -> Examples:
+    """Tokens and labels of a split.
+
+    Raises:
+        PipelineError: the split is not there, or none of its rows has a label.
+    """
+    if split not in corpus.splits:
+        raise PipelineError(f"{corpus.name} has no split {split!r}: {nearest(split, corpus.splits)}")
+
+    def rows(first: int, last: int) -> tuple[list[str] | list[list[str]], list[str] | None]:
+        return corpus.texts(split, slice(first, last)), corpus.pairs(split, slice(first, last))
+
+    tokens = tokenize(backbone.tokenizer, batches_of(rows, len(corpus.split(split))), max_length=max_length)
+    target = Target(name=labels.name, kind=labels.kind, names=labels.names, values=labels.values[split])
+    found = Examples(task=task, tokens=tokens, target=target)
+    if not found.labelled.any():
+        raise PipelineError(
+            f"split {split} of {corpus.name} has no label of target {labels.name!r}: name another split"
+        )
+    return found
+
+
+def deal(
+    lengths: Int[ndarray, " example"], *, batch_size: int, seed: int, epoch: int
+) -> list[Int[ndarray, " chosen"]]:
+    """The batches of an epoch: a random order, like lengths together within every `POOL_BATCHES` batches.
+
+    A function of its arguments alone, so that an epoch that is begun again is dealt alike.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    dealt: list[Int[ndarray, " chosen"]] = []
+    pool = POOL_BATCHES * batch_size
+    for first in range(0, len(order), pool):
+        here = order[first : first + pool]
+        here = here[np.argsort(lengths[here], kind="stable")]
+        dealt += [here[i : i + batch_size] for i in range(0, len(here), batch_size)]
+    return [dealt[i] for i in random.permutation(len(dealt))]
+
+
+def in_order(examples: Examples) -> Iterator[Picked]:
+    """All rows of a split that have a token, by length, for scoring."""
+    order = np.argsort(examples.tokens.length, kind="stable")
+    order = order[examples.tokens.length[order] > 0]
+    for first in range(0, len(order), EVALUATION_EXAMPLES):
+        yield [(examples, order[first : first + EVALUATION_EXAMPLES])]
+
+
+def make_batch(
+    picked: Picked,
+    backbone: Backbone,
+    heads: Sequence[Head],
+    *,
+    n_slots: int,
+    shares: Mapping[int, float] | None = None,
+    penalty_share: float = 1.0,
+) -> Batch:
+    """Pads rows of one or more tasks into one batch.
+
+    Args:
+        picked: the rows.
+        backbone: tells how inputs are padded and where soft tokens stand.
+        heads: one a task; none from text to text.
+        n_slots: soft tokens that each input will get.
+        shares: of a task's mean loss in the loss of the step, by the task's number; 1 if not given.
+        penalty_share: of the method's penalty in the loss of the step.
+    """
+    sizes = np.concatenate([examples.tokens.length[rows] for examples, rows in picked])
+    longest = int(sizes.max())
+    ids = np.full((len(sizes), longest), backbone.pad_id, dtype=np.int64)
+    types = np.zeros((len(sizes), longest), dtype=np.int64)
+    first, parts = 0, []
+    for examples, rows in picked:
+        tokens, here = examples.tokens, slice(first, first + len(rows))
+        column = ranges(np.zeros(len(rows), dtype=np.int64), tokens.length[rows])
+        row = np.repeat(np.arange(first, first + len(rows)), tokens.length[rows])
+        source = ranges(tokens.start[rows], tokens.length[rows])
+        ids[row, column], types[row, column] = tokens.input_ids[source], tokens.type_id[source]
+        share = 1.0 if shares is None else shares[examples.task]
+        head = heads[examples.task] if heads else None
+        places = row * (longest + n_slots) + column + n_slots * (column >= backbone.slot_at)
+        parts.append(_part(examples, rows, head, places, source, share))
+        first = here.stop
+    mask = np.arange(longest) < sizes[:, None]
+    answers, weights = _answers(picked, parts) if not heads else (None, None)
+    return Batch(
+        ids=torch.from_numpy(ids),
+        mask=torch.from_numpy(mask),
+        types=torch.from_numpy(types) if backbone.asks_type_ids else None,
+        tasks=torch.from_numpy(np.concatenate([np.full(len(r), e.task) for e, r in picked])),
+        parts=tuple(parts),
+        answers=answers,
+        weights=weights,
+        penalty_share=penalty_share,
+    )
+
+
+def _part(
+    examples: Examples, rows: ndarray, head: Head | None, places: ndarray, source: ndarray, share: float
+) -> Part:
+    """The labels of some rows, and which of their tokens the head and its decoder read."""
+    target, empty = examples.target, np.empty(0, dtype=np.int64)
+    if head is None:
+        values = torch.from_numpy(target.values[rows])
+        return Part(
+            task=examples.task, inputs=None, places=_long(empty), labels=values, units=rows, share=share
+        )
+    lengths = examples.tokens.length[rows]
+    read, read_lengths = _chosen(examples.tokens, head.reads, source, lengths)
+    seen, seen_lengths = _chosen(examples.tokens, head.decoder.tokens, source, lengths)
+    if target.kind == "tags":
+        owner = np.repeat(rows, seen_lengths)
+        units = spans(examples.tokens.n_words)[owner] + examples.tokens.word_id[source[seen]]
+    else:
+        units = rows
+    inputs = Inputs(
+        states=torch.empty(1, 0, 1),
+        lengths=_long(read_lengths),
+        decoded=None if head.reads == head.decoder.tokens else _long(np.flatnonzero(np.isin(read, seen))),
+        decoded_lengths=_long(seen_lengths),
+    )
+    labels = torch.from_numpy(target.values[units])
+    return Part(
+        task=examples.task,
+        inputs=inputs,
+        places=_long(places[read]),
+        labels=labels if target.kind == "float" else labels.long(),
+        units=units,
+        share=share,
+    )
+
+
+def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tuple[ndarray, ndarray]:
+    """Which of the rows' tokens are read, and how many of each row: all, the first, or a word's first."""
+    if which == "all":
+        return np.arange(len(source)), lengths
+    bounds = spans(lengths)
+    if which == "first":
+        return bounds[:-1][lengths > 0], np.minimum(lengths, 1)
+    word = tokens.kind[source] == Kind.WORD
+    return np.flatnonzero(word), np.diff(spans(word.astype(np.int64))[bounds])
+
+
+def _answers(picked: Picked, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+    """The tokens of each example's class, and its share in the loss of the step."""
+    known = [
+        examples.answers[label] if examples.answers and label >= 0 else ()
+        for examples, rows in picked
+        for label in examples.target.values[rows]
+    ]
+    padded = np.full((len(known), max(1, *map(len, known))), -100, dtype=np.int64)
+    for row, answer in zip(padded, known, strict=True):
+        row[: len(answer)] = answer
+    weights = np.concatenate(
+        [np.full(len(part.units), part.share / max(1, len(part.units))) for part in parts]
+    )
+    return torch.from_numpy(padded), torch.from_numpy(weights.astype(np.float32))
+
+
+def _long(values: ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

@@ -1,0 +1,342 @@
+"""One run of early fusion, whole: read data and backbone, train, leave a run folder."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache import Target
+from pipeline import metrics
+from pipeline.corpus import Corpus, load_corpus
+from pipeline.errors import PipelineError
+from pipeline.labels import Labels, read_labels
+from pipeline.results import finite
+from pipeline.tuning import folder, memory
+from pipeline.tuning.backbone import Backbone, load_backbone
+from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
+from pipeline.tuning.examples import Examples, in_order, make_batch, read_examples
+from pipeline.tuning.folder import Source, TaskSpec, TunedRun
+from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_accelerator
+from pipeline.tuning.model import Tuned, moved
+from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
+from pipeline.tuning.saved import open_partial
+from pipeline.tuning.verbalizer import spell, verbalize
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskAsked:
+    """A data set and the column to learn."""
+
+    data: str
+    target: str
+    columns: Mapping[str, str | None] = field(default_factory=dict)  # text, text_pair, words
+    revision: str | None = None
+    metric: str | None = None
+    verbalizer: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A run as it was asked for."""
+
+    tasks: Sequence[TaskAsked]  # the first is the target, others are learned along with it
+    encoder: str
+    method: str
+    out: str
+    encoder_revision: str | None = None
+    fusion: str = "last_layer"
+    decoder: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    prompts: str | None = None  # prompts trained before
+    max_length: int | None = None
+    splits: Mapping[str, str] = field(default_factory=lambda: {"train": "train", "dev": "dev"})
+    trust_remote_code: bool = False
+
+
+def make_plan(method: str, **given: Any) -> Plan:
+    """The plan of a run: what is given (not None), else the method's own rates, else the usual.
+
+    Raises:
+        PipelineError: there is no such method, or a value is out of its range.
+    """
+    part = load_method(method)
+    usual = {"weight_decay": part.weight_decay, "warmup_steps": part.warmup_steps}
+    return Plan(**{**usual, **{name: value for name, value in given.items() if value is not None}})
+
+
+def tune_run(
+    asked: Asked,
+    plan: Plan,
+    *,
+    overwrite: bool = False,
+    device: torch.device | None = None,
+    progress: Callable[[int, Sequence[Epoch]], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Trains through the backbone and writes a run folder.
+
+    A run that was killed goes on with the first epoch that was not whole, when it is asked for again.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        PipelineError: a choice does not fit, or the loss is not finite.
+    """
+    began = time.perf_counter()
+    folder.check_free_run(asked.out, overwrite=overwrite)
+    accelerator = make_accelerator(device or torch.device("cpu"), plan.precision)
+    tuned, run, job = prepare(asked, plan)
+    if plan.lr is None:
+        plan = replace(plan, lr=tuned.method.usual_lr())
+    if plan.checkpointing:
+        recompute(tuned, asked.method)
+    with accelerator.main_process_first():
+        partial = open_partial(asked.out, {**_plain(asked), **asdict(plan)})
+    memory.start(accelerator.device)
+    record = fit(tuned, job, plan, accelerator, partial, progress)
+    result = _result(asked, run, job, tuned, record)
+    result["peak_memory_bytes"] = memory.peak_bytes(accelerator.device)
+    result["seconds"] = time.perf_counter() - began
+    if accelerator.is_main_process:
+        _save(asked, replace(run, result=result), tuned, job, plan, record)
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return dict(finite(result))
+
+
+def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
+    """Reads data, backbone and source prompts, and builds what is trained; nothing is computed yet.
+
+    Raises:
+        PipelineError: a choice does not fit.
+    """
+    corpora = [load_corpus(t.data, revision=t.revision, **t.columns) for t in asked.tasks]
+    labels = [read_labels(c, t.target) for c, t in zip(corpora, asked.tasks, strict=True)]
+    backbone = load_backbone(
+        asked.encoder,
+        revision=asked.encoder_revision,
+        words=any(c.words is not None for c in corpora),
+        trust_remote_code=asked.trust_remote_code,
+    )
+    options = split_options(
+        asked.options,
+        method=asked.method,
+        fusion=asked.fusion,
+        decoder=asked.decoder,
+        text_to_text=backbone.text_to_text,
+    )
+    tasks = [
+        _task(one, corpus, label, backbone, asked, options.head)
+        for one, corpus, label in zip(asked.tasks, corpora, labels, strict=True)
+    ]
+    names = [task.name for task in tasks]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise PipelineError(f"--task: {twice[0]} is there twice: name every data set and target once")
+    sources = {}
+    if asked.prompts is not None:
+        width = backbone.model.get_input_embeddings().embedding_dim
+        sources = read_prompts(asked.prompts, fingerprint=backbone.record.weights_sha256, width=width)
+    tuned = assemble(
+        backbone, tasks, method=asked.method, options=options.method, sources=sources, seed=plan.seed
+    )
+    tuned.method.begin()
+    max_length = backbone.max_length(asked.max_length, tuned.method.n_slots)
+    run = TunedRun(
+        path=asked.out,
+        method=asked.method,
+        options=options.method,
+        source=Source(
+            encoder=backbone.record,
+            tokenizer_sha256=backbone.tokenizer_sha256,
+            max_length=max_length,
+            columns=tasks[0].columns,
+        ),
+        tasks=tuple(tasks),
+        sources={name: list(prompt.shape) for name, prompt in sources.items()},
+        result={},
+    )
+    return tuned, run, _job(corpora, labels, tasks, backbone, asked.splits, max_length)
+
+
+def _task(
+    asked: TaskAsked,
+    corpus: Corpus,
+    labels: Labels,
+    backbone: Backbone,
+    whole: Asked,
+    head_options: Mapping[str, Any],
+) -> TaskSpec:
+    """Checks one task against the backbone."""
+    if labels.kind not in ("class", "tags", "float"):
+        raise PipelineError(
+            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags and numbers, 'layerbank "
+            "extract' and 'train' learn these too"
+        )
+    values = labels.values[next(iter(labels.values))]
+    target = Target(name=labels.name, kind=labels.kind, names=labels.names, values=values)
+    head, texts = None, []
+    if not backbone.text_to_text:
+        if asked.verbalizer:
+            raise PipelineError("--verbalizer is for models from text to text; an encoder has a decoder")
+        head = plan_task_head(
+            target,
+            backbone,
+            fusion=whole.fusion,
+            decoder=whole.decoder,
+            options=head_options,
+            alone=len(whole.tasks) == 1,
+        )
+    else:
+        texts = _texts(asked, labels, whole)
+    name = Path(asked.data.rstrip("/")).name
+    return TaskSpec(
+        name=f"{name}.{labels.name}",
+        data=str(Path(asked.data).resolve()) if Path(asked.data).is_dir() else asked.data,
+        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        revision=asked.revision,
+        splits=dict(whole.splits),
+        target=labels.name,
+        kind=labels.kind,
+        names=labels.names,
+        metric=metrics.resolve(asked.metric or labels.metric, labels.kind, labels.names),
+        head=head,
+        texts=tuple(texts),
+    )
+
+
+def _texts(asked: TaskAsked, labels: Labels, whole: Asked) -> list[str]:
+    """The texts of the classes, for a model from text to text."""
+    if labels.kind != "class":
+        raise PipelineError(
+            f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes here, use "
+            "an encoder such as BERT for it"
+        )
+    if whole.decoder is not None or whole.fusion != "last_layer":
+        raise PipelineError(
+            "--fusion and --decoder need an encoder; a model from text to text answers in words"
+        )
+    return verbalize(labels.name, labels.names, asked.verbalizer)
+
+
+def _job(
+    corpora: Sequence[Corpus],
+    labels: Sequence[Labels],
+    tasks: Sequence[TaskSpec],
+    backbone: Backbone,
+    splits: Mapping[str, str],
+    max_length: int,
+) -> Job:
+    read: dict[str, list[Examples]] = {"train": [], "dev": []}
+    for number, (corpus, label, task) in enumerate(zip(corpora, labels, tasks, strict=True)):
+        answers = tuple(spell(backbone.tokenizer, task.target, task.texts)[0]) if task.texts else ()
+        for role, found in read.items():
+            examples = read_examples(
+                corpus, label, splits[role], backbone, task=number, max_length=max_length
+            )
+            found.append(replace(examples, answers=answers))
+    return Job(
+        train=read["train"],
+        dev=read["dev"],
+        metrics=[task.metric for task in tasks],
+        tasks=[task.name for task in tasks],
+    )
+
+
+def recompute(tuned: Tuned, method: str) -> None:
+    """Has the backbone compute its states anew in the backward pass instead of keeping them.
+
+    Raises:
+        PipelineError: method or backbone cannot.
+    """
+    if not tuned.method.recomputes:
+        raise PipelineError(f"--gradient-checkpointing does not go with {method}: leave it out")
+    try:
+        # Its name in newer versions; either way the first argument is `torch.utils.checkpoint`'s options.
+        enable = getattr(tuned.model, "activation_checkpointing_enable", None)
+        (enable or tuned.model.gradient_checkpointing_enable)({"use_reentrant": False})
+    except ValueError as error:
+        raise PipelineError(f"--gradient-checkpointing: {error}: leave it out") from error
+
+
+def _result(asked: Asked, run: TunedRun, job: Job, tuned: Tuned, record: Progress) -> dict[str, Any]:
+    lines, first = record.lines, run.tasks[0]
+    best = lines[record.best_epoch - 1].dev
+    heads: Any = list(tuned.heads)
+    counts = [head.n_parameters() for head in heads]
+    of_method = tuned.method.n_parameters()
+    parameters = of_method + sum(count for count, _ in counts)
+    frozen = sum(p.numel() for p in tuned.model.parameters() if not p.requires_grad)
+    seconds = sum(line.seconds for line in lines)
+    return {
+        "run": asked.out,
+        "method": asked.method,
+        "encoder": run.source.encoder.name,
+        "fusion": asked.fusion if first.head else "none",
+        "decoder": first.head.decoder if first.head else "text",
+        "target": first.target,
+        "metric": job.metric,
+        "dev": best[job.metric],
+        "best_epoch": record.best_epoch,
+        "epochs": len(lines),
+        "seconds_per_epoch": seconds / len(lines),
+        "seconds_per_step": seconds / max(1, record.steps),
+        "steps": record.steps,
+        "parameters": parameters,
+        "method_parameters": of_method,
+        "fusion_parameters": sum(count for _, count in counts),
+        "trainable_frac": parameters / (parameters + frozen),
+        "tasks": {task.name: task.metric for task in run.tasks},
+        "dev_metrics": best,
+        **record.facts,
+        **tuned.method.facts(),
+    }
+
+
+def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, record: Progress) -> None:
+    heads = {name: value for name, value in learned(tuned).items() if name.startswith("heads.")}
+    further = {}
+    if tuned.method.leaves_prompt:
+        prompt = tuned.method.state_dict()["prompt"]
+        further[FILE] = prompt_file(
+            prompt, fingerprint=run.source.encoder.weights_sha256, method=run.method, task=run.tasks[0].name
+        )
+    if tuned.method.attended:
+        further[folder.ATTENTIONS] = _attentions(tuned, job)
+    folder.save(
+        asked.out,
+        {**folder.config_of(run), "asked": _plain(asked), "plan": asdict(plan)},
+        weights={**tuned.method.state(), **heads},
+        lines=[asdict(line) for line in record.lines],
+        result=run.result,
+        further=further,
+    )
+
+
+@torch.no_grad()
+def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The weights of the prompts for every dev example, a tensor a task in the order of the rows."""
+    tensors, columns = {}, {}
+    tuned.eval()
+    heads: Any = list(tuned.heads)
+    for name, examples, attended in zip(job.tasks, job.dev, tuned.method.attended, strict=True):
+        weights = torch.full((len(examples), len(attended)), torch.nan)
+        for picked in in_order(examples):
+            batch = moved(make_batch(picked, tuned.backbone, heads, n_slots=0), tuned.device)
+            embedded = tuned.model.get_input_embeddings()(batch.ids)
+            found = tuned.method.attentions(embedded, batch.mask, batch.tasks)
+            assert found is not None
+            weights[torch.from_numpy(picked[0][1])] = found.float().cpu()
+        tensors[name], columns[name] = weights, json.dumps(attended)
+    return tensors, columns
+
+
+def _plain(asked: Asked) -> dict[str, Any]:
+    """What was asked, as JSON has it."""
+    values = {**asdict(asked), "tasks": [asdict(task) for task in asked.tasks]}
+    return {**values, "options": {name: str(value) for name, value in asked.options.items()}}

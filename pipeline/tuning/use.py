@@ -1,0 +1,140 @@
+"""A run of early fusion used again: scores on a split of its data, labels for raw text."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy import ndarray
+
+from cache.targets import spans
+from pipeline.corpus import Corpus, load_corpus
+from pipeline.errors import PipelineError
+from pipeline.labels import read_labels
+from pipeline.metrics import is_entity_scheme
+from pipeline.predict import Rows
+from pipeline.results import finite
+from pipeline.tokens import tokenize
+from pipeline.tuning.build import open_run, target_of
+from pipeline.tuning.examples import Examples, read_examples
+from pipeline.tuning.folder import TaskSpec, TunedRun, load
+from pipeline.tuning.loop import predictions, report
+from pipeline.tuning.model import Tuned
+
+
+def evaluate(
+    path: str,
+    split: str,
+    *,
+    store: str | None = None,
+    data: str | None = None,
+    device: torch.device | None = None,
+) -> dict[str, Any]:
+    """Scores of a run on a split, as `pipeline.evaluate` gives them; of its first task.
+
+    Args:
+        path: the run folder.
+        split: one of the data's.
+        store: refused: such a run goes through the encoder.
+        data: other data of the same columns and classes; those it was trained on by default.
+        device: where it computes, the CPU by default.
+
+    Raises:
+        PipelineError: the run cannot be loaded, or the data does not fit it.
+    """
+    if store is not None:
+        raise PipelineError(
+            f"--store {store}: {path} is a run of 'layerbank tune', it reads text and no bank: leave out "
+            "--store, or name other data by --data"
+        )
+    run, _ = load(path)
+    task = run.tasks[0]
+    columns = {role: column for role, column in task.columns.items() if column is not None}
+    corpus = load_corpus(data or task.data, revision=None if data else task.revision, **columns)
+    run, tuned = open_run(path, device=device)
+    scores = report(tuned, _examples(corpus, split, run, tuned, task))
+    return dict(
+        finite(
+            {
+                "run": path,
+                "split": split,
+                "metric": task.metric,
+                "score": scores[task.metric],
+                "metrics": scores,
+            }
+        )
+    )
+
+
+def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: TaskSpec) -> Examples:
+    """A split with its labels in the class numbers of the run: other data may lack some of the classes."""
+    labels = read_labels(corpus, task.target)
+    unknown = sorted(set(labels.names) - set(task.names))
+    if labels.kind != task.kind or unknown:
+        what = f"a class {unknown[0]!r}" if unknown else f"the kind {labels.kind}"
+        raise PipelineError(
+            f"target {task.target!r} of {corpus.name} has {what} that {run.path} was not trained on: give "
+            "data of the same classes"
+        )
+    if labels.kind != "float":
+        numbers = np.array([*map(task.names.index, labels.names), -1], dtype=np.int32)
+        values = {name: numbers[codes] for name, codes in labels.values.items()}
+        labels = replace(labels, names=task.names, values=values)
+    return read_examples(corpus, labels, split, tuned.backbone, task=0, max_length=run.source.max_length)
+
+
+class TunedPredictor:
+    """Labels raw text with one run; what `pipeline.predict.Predictor` is for heads on a bank."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        encoder: str | None = None,
+        device: torch.device | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        run, self.tuned = open_run(
+            path, encoder=encoder, device=device, trust_remote_code=trust_remote_code
+        )
+        self.runs = [run]
+
+    def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
+        """Each input as it is shown, with the first task's prediction; None where an answer is no class."""
+        run, task = self.runs[0], self.runs[0].tasks[0]
+        tokens = tokenize(
+            self.tuned.backbone.tokenizer, [(rows.texts, rows.pairs)], max_length=run.source.max_length
+        )
+        n_units = int(tokens.n_words.sum()) if task.kind == "tags" else len(tokens.length)
+        empty: ndarray = np.full(n_units, -1, np.int32)
+        if task.kind == "float":
+            empty = np.full(n_units, np.nan, np.float32)
+        examples = Examples(task=0, tokens=tokens, target=replace(target_of(task), values=empty))
+        guess = predictions(self.tuned, examples)
+        bounds = spans(tokens.n_words)
+        for i, shown in enumerate(rows.shown):
+            here = guess[bounds[i] : bounds[i + 1]] if task.kind == "tags" else guess[i]
+            yield {**shown, task.target: _named(task, here)}
+
+
+def _named(task: TaskSpec, guess: Any) -> Any:
+    if task.kind == "float":
+        return float(guess)
+    if task.kind == "class":
+        return task.names[guess] if guess >= 0 else None
+    nothing = "O" if is_entity_scheme(task.names) else None
+    return [task.names[tag] if tag >= 0 else nothing for tag in guess]
+
+
+def open_tuned_predictor(paths: list[str], **choices: Any) -> TunedPredictor:
+    """Opens a run to predict with.
+
+    Raises:
+        PipelineError: several are named: each has an encoder of its own.
+    """
+    if len(paths) > 1:
+        raise PipelineError(
+            "predict: a run of 'layerbank tune' has its own encoder and shares no forward: give it alone"
+        )
+    return TunedPredictor(paths[0], **choices)

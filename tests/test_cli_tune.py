@@ -1,0 +1,91 @@
+"""The command `tune`, and its runs in the hands of the other commands."""
+
+import json
+
+import pytest
+import tiny
+import tuning
+from typer.testing import CliRunner
+
+import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli-tune")
+    tuning.data(folder / "data")
+    tiny.encoder(folder / "encoder")
+    return folder
+
+
+def call(*args):
+    """Runs a command; returns exit code, standard output, standard error."""
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def tune(folder, out, *more):
+    data = folder / "data"
+    flags = ["--encoder", folder / "encoder", "--target", "intent", "--epochs", 1, "--threads", 1]
+    return call("tune", data, *flags, "--device", "cpu", "--out", folder / out, *more)
+
+
+def test_a_run_from_the_command_line_and_back(folder):
+    further = ["--task", f"{folder / 'data'}::tags", "--set", "pooling=mean", "--fusion", "linear"]
+    code, out, err = tune(folder, "runs/one", "--method", "bitfit", *further, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert out.count("\n") == 1
+    assert (result["method"], result["fusion"]) == ("bitfit", "linear")
+    assert "epoch 1: loss" in err
+    code, out, _ = call("evaluate", folder / "runs/one", "--split", "dev", "--json", "--device", "cpu")
+    assert json.loads(out)["score"] == pytest.approx(
+        result["dev_metrics"]["data.intent.accuracy"], abs=1e-3
+    )
+    code, out, _ = call("predict", folder / "runs/one", "open the red door", "--device", "cpu")
+    assert code == 0
+    assert set(json.loads(out)) == {"tokens", "intent"}
+    code, out, _ = call("list", folder / "runs", "--json")
+    assert [run["store"] for run in json.loads(out)["runs"]] == [str(folder / "data")]
+    code, out, _ = tune(folder, "runs/one", "--method", "bitfit", "--overwrite")
+    assert code == 0
+    assert "bitfit on intent, dev accuracy" in out
+    assert "% of all" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--method", "bitfitt"], 1, "did you mean 'bitfit'"),
+        (["--method", "attempt"], 1, "give --prompts"),
+        (["--method", "attempt", "--prompts", "nowhere"], 1, "--prompts nowhere: no such file or folder"),
+        (["--method", "prompt_tuning", "--set", "length=99"], 1, "position table of the encoder has 32"),
+        (["--task", "data"], 2, "give DATA::TARGET"),
+        (["--verbalizer", "yes"], 2, "--verbalizer yes: give name=value"),
+        (["--verbalizer", "move=go"], 1, "--verbalizer is for models from text to text"),
+        (["--precision", "int4"], 2, "int4"),
+        (["--lr", "0"], 1, "--lr 0.0: give a number above 0"),
+        (["--fusion", "single_layer", "--set", "layer=9"], 1, "reads layer 9, the encoder has 0 to 3"),
+        (["--dev-split", "nowhere"], 1, "no split 'nowhere'"),
+        (["--max-length", "99"], 1, "--max-length 99: the encoder has 32 positions"),
+    ],
+)
+def test_foreseen_faults_are_one_line(folder, flags, code, said):
+    found, out, err = tune(folder, "bad", *flags)
+    assert (found, out) == (code, "")
+    assert said in " ".join(err.split())
+    assert code == 2 or err.strip().count("\n") == 0
+    assert not (folder / "bad").exists()
+
+
+def test_evaluate_takes_other_data_for_a_tuned_run_only(folder, tmp_path):
+    tune(folder, "run", "--method", "bitfit")
+    more = tuning.data(tmp_path / "more", columns=["tokens", "intent"], test=20)
+    code, out, err = call("evaluate", folder / "run", "--data", more, "--json", "--device", "cpu")
+    assert code == 0, err
+    assert json.loads(out)["split"] == "test"
+    code, _, err = call("evaluate", folder / "encoder", "--data", more)
+    assert code == 2
+    assert "--data is for runs of tune" in err
