@@ -95,7 +95,7 @@ def extract(
     store: Annotated[str, typer.Option(help="Folder of the bank; an unfinished one is continued.")],
     keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
     dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+        Literal["float16", "bfloat16", "float32", "int8"], typer.Option(help="How states are stored.")
     ] = "float16",
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
     codec: Annotated[Literal["none", "lz4", "zstd"], typer.Option(help="Lossless compression.")] = "none",
@@ -144,6 +144,7 @@ def extract(
             targets=target,
             progress=bar,
         )
+    terminal.warn_of_clipping(result.splits)
     _print(result, as_json, terminal.show_extraction)
 
 

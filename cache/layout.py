@@ -13,6 +13,12 @@ FORMAT_VERSION = 1
 
 STATES = "states"
 TARGETS = "targets"
+SCALE, SHIFT, CLIPPED = "scale", "shift", "clipped"
+"""Arrays of an int8 bank: layer width, layer width, block layer (see `cache.calibration`)."""
+
+CALIBRATION = "calibration"
+"""Root attribute of an int8 bank: the digest of scale and shift."""
+
 STATES_AXES = ("layer", "token", "width")
 
 TOKEN_ARRAYS = {"input_ids": "int32", "word_id": "int32", "kind": "uint8"}
@@ -66,7 +72,7 @@ class Recipe:
     max_length: int  # longest example, in tokens, special tokens included
     keep: Keep
     layers: tuple[int, ...]  # numbers of the layers kept, ascending
-    dtype: str  # float16, bfloat16 or float32
+    dtype: str  # float16, bfloat16, float32 or int8
     seed: int  # of the deal of examples to blocks
     block_tokens: int  # tokens a block has room for
     codec: Codec = "none"
