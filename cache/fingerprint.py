@@ -33,6 +33,8 @@ def bank_fingerprint(recipe: Recipe, rows: Mapping[str, str]) -> str:
     """Fingerprint of a bank: of its recipe and of the rows of its splits."""
     attrs: dict[str, Any] = recipe.to_attrs()
     kept = {name: value for name, value in attrs.items() if name not in _IRRELEVANT}
+    if recipe.rounded is None:  # so that banks from before conversions keep their fingerprint
+        del kept["rounded"]
     encoder = {k: v for k, v in attrs["encoder"].items() if k not in ("name", "revision")}
     whole = {**kept, "encoder": encoder, "format_version": FORMAT_VERSION, "rows": dict(rows)}
     return hashlib.sha256(_canonical(whole)).hexdigest()

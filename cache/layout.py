@@ -77,6 +77,7 @@ class Recipe:
     block_tokens: int  # tokens a block has room for
     codec: Codec = "none"
     batch_tokens: int  # padded tokens in one forward; kept so that a resumed run rounds alike
+    rounded: str | None = None  # coarsest data type that the states had before they got `dtype`
 
     def to_attrs(self) -> dict[str, Any]:
         """The recipe as the root group's attributes."""
@@ -92,7 +93,8 @@ class Recipe:
             CacheError: an attribute of format version 1 is missing.
         """
         try:
-            known = {name: attrs[name] for name in cls.__dataclass_fields__}
+            found = {"rounded": None, **attrs}  # an attribute that older banks have not
+            known = {name: found[name] for name in cls.__dataclass_fields__}
             known["encoder"] = EncoderRecord(**attrs["encoder"])
         except (KeyError, TypeError) as error:
             raise CacheError(f"bank attribute {error} is missing or odd: extract the bank again") from error

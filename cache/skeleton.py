@@ -16,7 +16,17 @@ from cache.errors import CacheError
 from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan
 
-_DECISIVE = ("tokenizer_sha256", "columns", "max_length", "keep", "layers", "dtype", "seed", "codec")
+_DECISIVE = (
+    "tokenizer_sha256",
+    "columns",
+    "max_length",
+    "keep",
+    "layers",
+    "dtype",
+    "rounded",
+    "seed",
+    "codec",
+)
 
 _PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
 """The root's attributes while the plan is being written: a folder with just these may be cleared."""

@@ -148,6 +148,21 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
 
 
+def show_conversion(result: Mapping[str, Any]) -> None:
+    """What a conversion made."""
+    if result["note"]:
+        note(f"note: {result['note']}")
+    if result["blocks_written"] == 0:
+        say(f"{result['store']} was complete: nothing to convert")
+        return
+    say(
+        f"{result['store']}: {result['dtype']}, {result['keep']}, {len(result['layers'])} layers, "
+        f"{size(result['bytes'])} (of {size(result['source_bytes'])}), {result['blocks_written']} of "
+        f"{result['blocks']} blocks written in {result['seconds']:.1f} s"
+    )
+    say(f"targets: {', '.join(result['targets']) or 'none'}")
+
+
 def warn_of_clipping(splits: Mapping[str, Mapping[str, Any]]) -> None:
     """Says on standard error which splits of an int8 bank hold many states cut to its range."""
     for split, facts in splits.items():
