@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cache import CacheError, Writer, open_bank
+from cache import CacheError, Kind, Writer, open_bank
 from cache.calibration import from_ranges
 from pipeline import batches
 from pipeline.arrays import channel_range, to_float, to_torch
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.extract import extract
+from pipeline.feed import Resident, Streamed
 from pipeline.head import build_head, plan_head
 from pipeline.quantise import quantise
 
@@ -206,22 +207,29 @@ def test_rows_without_any_token_make_an_int8_bank(tmp_path):
     assert np.isfinite(split.numpy()).all()
 
 
-def test_heads_read_an_int8_bank_as_numbers():
+@pytest.mark.parametrize("memory_bytes", [2**30, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize(
+    ("dtype", "steps", "share"), [(torch.float32, 0.51, 0), (torch.bfloat16, 0.51, 2**-8)]
+)
+def test_heads_read_an_int8_bank_as_numbers(memory_bytes, dtype, steps, share):
     bank = tiny.shared(dtype="int8", layers=(0, 2, 3))
     part = bank.split("dev")
     target = part.target("tags")
-    for dtype in (torch.float32, torch.bfloat16):
-        spec = plan_head(
-            fusion="attention", decoder=None, target=target, kept=bank.recipe.layers, last=3, width=8
-        )
-        data = batches.load(part, build_head(spec, seed=0), spec.layers, target, CPU)
-        inputs, _, _ = batches.make_batch(data, np.array([5, 2, 9]), dtype)
+    spec = plan_head(
+        fusion="attention", decoder=None, target=target, kept=bank.recipe.layers, last=3, width=8
+    )
+    feeds = batches.Feeds(memory_bytes=memory_bytes)
+    data = batches.load(part, build_head(spec, seed=0), spec.layers, target, feeds)
+    assert isinstance(data.feed, Resident if memory_bytes else Streamed)
+    order = data.feed.order(seed=0, epoch=1)
+    for first, (inputs, _, _) in zip(
+        range(0, 50, 8), data.batches(order, batch_size=8, dtype=dtype), strict=True
+    ):
         assert inputs.states.dtype == dtype
-        rows = [tiny.example("dev", int(part.row[i])) for i in (5, 2, 9)]
-        exact = np.concatenate([row.states[:, row.kind == 2] for row in rows], axis=1)[[0, 2, 3]]
+        rows = [tiny.example("dev", int(part.row[i])) for i in order[first : first + 8]]
+        exact = np.concatenate([row.states[:, row.kind == Kind.WORD] for row in rows], axis=1)[[0, 2, 3]]
         off = np.abs(inputs.states.float().numpy() - exact)
-        step = part.scale[:, None] * (0.51 if dtype == torch.float32 else 1)
-        assert (off <= step + (0 if dtype == torch.float32 else 2**-8 * np.abs(exact))).all()
+        assert (off <= steps * part.scale[:, None] + share * np.abs(exact)).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])

@@ -5,6 +5,7 @@ epochs are those of the same trainings, which run in turn, so that a busy moment
 """
 
 import argparse
+import json
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -34,8 +35,13 @@ def shortened(arguments: argparse.Namespace) -> Path:
     folder: Path = arguments.work / f"first-{arguments.rows}"
     for data in TASKS:
         (folder / data).mkdir(parents=True, exist_ok=True)
-        for file in (arguments.data / data).glob("*.jsonl"):
+        classes: set[str | None] = set()
+        for file in sorted((arguments.data / data).glob("*.jsonl"), key=lambda f: f.stem != "train"):
             lines = file.read_text("utf-8").splitlines()[: arguments.rows]
+            if file.stem == "train":
+                classes = {json.loads(line).get("intent") for line in lines}
+            else:  # a class that the shortened train lacks cannot be scored
+                lines = [line for line in lines if json.loads(line).get("intent") in classes]
             (folder / data / file.name).write_text("\n".join(lines) + "\n", "utf-8")
     arguments.work = folder / "work"
     return folder
