@@ -11,7 +11,7 @@ import zarr
 from jaxtyping import Int, UInt64
 from numpy import ndarray
 
-from cache import codecs, fingerprint, layout, store
+from cache import calibration, codecs, fingerprint, layout, store
 from cache.errors import CacheError
 from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan
@@ -24,6 +24,7 @@ _DECISIVE = (
     "layers",
     "dtype",
     "precision",
+    "rounded",
     "seed",
     "codec",
 )
@@ -121,6 +122,8 @@ def make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Ro
     _make_array(group, STATES, shape, chunks, codecs.numpy_dtype(recipe.dtype), recipe, STATES_AXES)
     for array, dtype in TOKEN_ARRAYS.items():
         _make_array(group, array, (plan.n_blocks * room,), (room,), np.dtype(dtype), recipe, ("token",))
+    if recipe.dtype == "int8":
+        calibration.make_arrays(group, recipe, plan.n_blocks)
     write_examples(group, plan, rows)
     group.update_attributes(split_attrs(plan, rows))
 

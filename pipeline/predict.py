@@ -172,14 +172,17 @@ class Predictor:
 
 
 def _inputs(run: Run, encoded: _Encoded, selection: Selection) -> Inputs:
-    """What a head reads, rounded to the data type of the bank it was trained on."""
+    """What a head reads, rounded to the data type of the bank it was trained on.
+
+    Where that is int8, the encoder's states come as they are: the bank's are these and a rounding error.
+    """
     device = encoded.states.device
     rows = torch.tensor([encoded.layers.index(layer) for layer in run.spec.layers], device=device)
     tokens = torch.from_numpy(selection.read.position).to(device)
     states = encoded.states.index_select(0, rows).index_select(1, tokens)
     chosen = selection.chosen
     return Inputs(
-        states=states.to(TORCH_DTYPES[run.source.dtype]).float(),
+        states=states if run.source.dtype == "int8" else states.to(TORCH_DTYPES[run.source.dtype]).float(),
         lengths=torch.from_numpy(selection.read.count).to(device),
         decoded=None if chosen is None else torch.from_numpy(chosen).to(device),
         decoded_lengths=torch.from_numpy(selection.decoded.count).to(device),
