@@ -171,7 +171,7 @@ def plan(
     store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
     keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
     dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+        Literal["float16", "bfloat16", "float32", "int8"], typer.Option(help="How states are stored.")
     ] = "float16",
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
     max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,

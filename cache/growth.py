@@ -19,7 +19,7 @@ from numpy import ndarray
 from cache import codecs, skeleton, store
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import GENERATIONS, GROWING, STATES, TOKEN_ARRAYS, Recipe
+from cache.layout import CLIPPED, GENERATIONS, GROWING, STATES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan, grow, lay
 from cache.skeleton import Rows
 
@@ -279,4 +279,6 @@ def _extend(group: zarr.Group, plan: Plan, rows: Rows) -> None:
     for name in TOKEN_ARRAYS:
         if group[name].shape != (n_tokens,):
             group[name].resize((n_tokens,))
+    if CLIPPED in group and group[CLIPPED].shape[0] != plan.n_blocks:
+        group[CLIPPED].resize((plan.n_blocks, group[CLIPPED].shape[1]))
     skeleton.write_examples(group, plan, rows)
