@@ -91,9 +91,7 @@ def _states(split: Split) -> list[str]:
 def _small_arrays(split: Split) -> list[str]:
     bad = []
     if store.member(split.group, STATES) is None:
-        bad.append(
-            f"{split.name}/{STATES}/zarr.json is damaged: run the same 'layerbank extract' again"
-        )
+        bad.append(f"{split.name}/{STATES}/zarr.json is damaged: run the same 'layerbank extract' again")
     for name in TOKEN_ARRAYS:
         bad += [str(error) for error in split.damaged_tokens(name)]
     bad += split.damaged_counts()
