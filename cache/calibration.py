@@ -81,13 +81,21 @@ def dequantise(
     return np.add(floats, shift[..., None, :], out=floats)
 
 
-def make_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
-    """Makes the arrays of a split that only an int8 bank has."""
-    shape = (len(recipe.layers), recipe.encoder.width)
-    for name in (SCALE, SHIFT):
-        _make(group, name, shape, shape, np.dtype(np.float32), ("layer", "width"))
-    counts, one_block = (n_blocks, len(recipe.layers)), (1, len(recipe.layers))
-    _make(group, CLIPPED, counts, one_block, np.dtype(np.int64), ("block", "layer"))
+def fit_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
+    """Makes the arrays of a split that only an int8 bank has where they are not; gives them their length."""
+    channels, counts = (len(recipe.layers), recipe.encoder.width), (n_blocks, len(recipe.layers))
+    numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
+    for name, shape, chunks, dtype, axes in (
+        (SCALE, channels, channels, numbers, ("layer", "width")),
+        (SHIFT, channels, channels, numbers, ("layer", "width")),
+        (CLIPPED, counts, (1, len(recipe.layers)), whole, ("block", "layer")),
+    ):
+        found = store.member(group, name)
+        if found is None:
+            store.forget_metadata(group, name)
+            _make(group, name, shape, chunks, dtype, axes)
+        elif found.shape != shape:
+            found.resize(shape)
 
 
 def _make(

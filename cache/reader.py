@@ -416,7 +416,13 @@ class Bank:
         """
         if name not in self.splits:
             raise CacheError(f"{self.path} has no split {name!r}, it has: {', '.join(self.splits)}")
-        return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+        try:
+            return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(
+                f"{self.path}/{name}/zarr.json lacks {store.one_line(error)}: run the same "
+                "'layerbank extract' again"
+            ) from error
 
     def writable_split(self, name: str) -> zarr.Group:
         """The Zarr group of a split, to add a target to."""

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache import store
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import CALIBRATION, EXAMPLE_ARRAYS, GENERATIONS, SCALE, SHIFT, TOKEN_ARRAYS
+from cache.layout import CALIBRATION, EXAMPLE_ARRAYS, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS
 from cache.reader import Bank, Split
 from cache.targets import unfinished
 
@@ -89,6 +90,8 @@ def _states(split: Split) -> list[str]:
 
 def _small_arrays(split: Split) -> list[str]:
     bad = []
+    if store.member(split.group, STATES) is None:
+        bad.append(f"{split.name}/{STATES}/zarr.json is damaged: run the same 'layerbank extract' again")
     for name in TOKEN_ARRAYS:
         bad += [str(error) for error in split.damaged_tokens(name)]
     bad += split.damaged_counts()

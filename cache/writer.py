@@ -261,7 +261,7 @@ class Writer:
             self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
             for name in self.plans:
                 targets.recover(root[name])
-            skeleton.restore_examples(root, self.plans, self.rows)
+            skeleton.restore(root, self.recipe, self.plans, self.rows)
         except OSError as error:
             raise store.disk_error(self.path, error) from error
         return root

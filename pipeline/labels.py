@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int
 
+from pipeline.conll import IOB
 from pipeline.corpus import Corpus, Split
 from pipeline.errors import PipelineError, nearest
-from pipeline.readers import IOB
 from pipeline.tasks._base import Target
 
 MAX_CLASSES = 1_000

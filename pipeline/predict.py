@@ -18,6 +18,7 @@ from torch import Tensor
 from cache.layout import Keep
 from cache.targets import spans
 from pipeline.arrays import TORCH_DTYPES
+from pipeline.columns import Rows as FileRows
 from pipeline.device import pick_device
 from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
@@ -25,7 +26,6 @@ from pipeline.evaluate import check_encoder
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import is_fast
-from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
 from pipeline.selection import Selection, select
