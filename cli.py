@@ -111,7 +111,7 @@ def extract(
         int, typer.Option(help="With --keep masked: how often each text is masked.", min=1)
     ] = 1,
     dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+        Literal["float16", "bfloat16", "float32", "int8"], typer.Option(help="How states are stored.")
     ] = "float16",
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
     codec: Annotated[Literal["none", "lz4", "zstd"], typer.Option(help="Lossless compression.")] = "none",
@@ -171,6 +171,7 @@ def extract(
             progress=bar,
             spread=spread,
         )
+    terminal.warn_of_clipping(result.splits)
     _print(result, as_json, terminal.show_extraction)
 
 
@@ -181,7 +182,7 @@ def plan(
     store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
     keep: Annotated[Literal["all", "words", "first"], typer.Option(help="Tokens to keep.")] = "all",
     dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"], typer.Option(help="How states are stored.")
+        Literal["float16", "bfloat16", "float32", "int8"], typer.Option(help="How states are stored.")
     ] = "float16",
     layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
     max_length: Annotated[int | None, typer.Option(help="Longest example in tokens.")] = None,
@@ -224,6 +225,48 @@ def plan(
         batch_tokens=batch_tokens, sample=n_rows,
     )  # fmt: skip
     _print(result, as_json, terminal.show_plan)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a bank.")],
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", help="Folder of the bank to make; an unfinished one is continued."),
+    ],
+    dtype: Annotated[
+        Literal["float16", "bfloat16", "float32", "int8"] | None,
+        typer.Option(help="How states are stored; as in SOURCE by default."),
+    ] = None,
+    layers: Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")] = "all",
+    keep: Annotated[
+        Literal["all", "words", "first"] | None, typer.Option(help="Tokens to keep of those SOURCE has.")
+    ] = None,
+    codec: Annotated[
+        Literal["none", "lz4", "zstd"] | None, typer.Option(help="Lossless compression; as in SOURCE.")
+    ] = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Makes a smaller bank from another one, without the encoder: data type, layers, tokens."""
+    from cache import open_bank
+    from pipeline import convert as module
+    from pipeline import terminal
+    from pipeline.device import set_threads
+
+    set_threads(threads)
+    with terminal.extraction_bar() as bar:
+        result = module.convert(
+            open_bank(source),
+            store,
+            dtype=dtype,
+            layers=_numbers(layers),
+            keep=keep,
+            codec=codec,
+            progress=bar,
+        )
+    terminal.warn_of_clipping(result.splits)
+    _print(result, as_json, terminal.show_conversion)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Knows numpy, Zarr and Dask; knows no encoder, no head, no torch.
 """
 
+from cache.calibration import Calibration
 from cache.errors import BankIncomplete, BankLocked, CacheError, CorruptChunk
 from cache.layout import EncoderRecord, Kind, Recipe
 from cache.reader import Bank, Split, open_bank
@@ -15,6 +16,7 @@ __all__ = [
     "BankIncomplete",
     "BankLocked",
     "CacheError",
+    "Calibration",
     "CorruptChunk",
     "EncoderRecord",
     "Kind",

@@ -5,6 +5,9 @@
 | float32  | 4     | 3.4e38    | 2^-24                   |
 | float16  | 2     | 65504     | 2^-11 (above 6.1e-5)    |
 | bfloat16 | 2     | 3.4e38    | 2^-8                    |
+| int8     | 1     | see below | about 2^-7 of a token   |
+
+int8 has a scale and a shift for each layer and channel, calibrated on the data (`cache.calibration`).
 
 zarr-python has no ``bfloat16`` of its own; `BFloat16` teaches it the Zarr v3 data type of that name,
 which other readers know.
@@ -28,6 +31,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),
 }
 
 _INFINITY_BITS = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
@@ -60,6 +64,8 @@ def first_nonfinite(states: ndarray) -> int | None:
 
     Compares the bits below the sign, which is several times faster than `numpy.isfinite`.
     """
+    if states.dtype.name not in _INFINITY_BITS:
+        return None  # whole numbers
     infinity = _INFINITY_BITS[states.dtype.name]
     two_bytes = states.dtype.itemsize == 2
     bits: ndarray = states.view(np.uint16 if two_bytes else np.uint32)

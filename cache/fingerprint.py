@@ -43,6 +43,8 @@ def bank_fingerprint(
     kept = {name: value for name, value in attrs.items() if name not in _IRRELEVANT}
     if recipe.precision == "float32":  # so that banks from before it was a choice keep their fingerprint
         del kept["precision"]
+    if recipe.rounded is None:  # so that banks from before conversions keep their fingerprint
+        del kept["rounded"]
     encoder = {k: v for k, v in attrs["encoder"].items() if k not in ("name", "revision")}
     whole = {**kept, "encoder": encoder, "format_version": FORMAT_VERSION, "rows": dict(rows)}
     if grown:

@@ -19,7 +19,7 @@ from numpy import ndarray
 from cache import codecs, skeleton, store
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import GENERATIONS, GROWING, STATES, TOKEN_ARRAYS, Recipe
+from cache.layout import GENERATIONS, GROWING, Recipe
 from cache.plan import Plan, grow, lay
 from cache.skeleton import Rows
 
@@ -126,8 +126,9 @@ def _order(path: str, group: zarr.Group, name: str, rows: Rows, fresh: Plan) -> 
 
 
 def _read(group: zarr.Group, name: str) -> ndarray | None:
+    found = store.member(group, name)
     try:
-        return store.read_whole(group[name])
+        return None if found is None else store.read_whole(found)
     except store.UNREADABLE:
         return None
 
@@ -264,19 +265,8 @@ def _apply(
         if all(found.get(key) == value for key, value in attrs.items() if key != "complete"):
             continue
         if "fingerprint" in found:
-            _extend(there[name], plan, rows[name])
+            skeleton.fit_arrays(there[name], recipe, plan)
+            skeleton.write_examples(there[name], plan, rows[name])
             there[name].update_attributes(attrs)
         else:
             skeleton.make_split(root, name, recipe, plan, rows[name])
-
-
-def _extend(group: zarr.Group, plan: Plan, rows: Rows) -> None:
-    """Makes room for further blocks, and writes the arrays of the examples."""
-    n_tokens = plan.n_blocks * plan.block_tokens
-    states = group[STATES]
-    if states.shape[1] != n_tokens:
-        states.resize((states.shape[0], n_tokens, states.shape[2]))
-    for name in TOKEN_ARRAYS:
-        if group[name].shape != (n_tokens,):
-            group[name].resize((n_tokens,))
-    skeleton.write_examples(group, plan, rows)

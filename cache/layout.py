@@ -19,6 +19,12 @@ EXTRA = "extra"
 OUTPUT_LAYER = "output_layer.safetensors"
 """File beside the splits of masked text: the encoder's output layer."""
 
+SCALE, SHIFT, CLIPPED = "scale", "shift", "clipped"
+"""Arrays of an int8 bank: layer width, layer width, block layer (see `cache.calibration`)."""
+
+CALIBRATION = "calibration"
+"""Root attribute of an int8 bank: the digest of scale and shift."""
+
 STATES_AXES = ("layer", "token", "width")
 
 GENERATIONS = "generations"
@@ -79,12 +85,13 @@ class Recipe:
     max_length: int  # longest example, in tokens, special tokens included
     keep: Keep
     layers: tuple[int, ...]  # numbers of the layers kept, ascending
-    dtype: str  # float16, bfloat16 or float32
+    dtype: str  # float16, bfloat16, float32 or int8
     seed: int  # of the deal of examples to blocks
     block_tokens: int  # tokens a block has room for
     codec: Codec = "none"
     batch_tokens: int  # padded tokens in one forward; kept so that a resumed run rounds alike
     precision: str = "float32"  # of the encoder's products
+    rounded: str | None = None  # coarsest data type that the states had before they got `dtype`
 
     def to_attrs(self) -> dict[str, Any]:
         """The recipe as the root group's attributes."""
@@ -100,8 +107,8 @@ class Recipe:
             CacheError: an attribute of format version 1 is missing.
         """
         try:
-            # Banks from before `precision` was a choice are float32.
-            found = {"precision": "float32", **attrs}
+            # Attributes that older banks have not: they were computed in float32, and rounded once.
+            found = {"precision": "float32", "rounded": None, **attrs}
             known = {name: found[name] for name in cls.__dataclass_fields__}
             known["encoder"] = EncoderRecord(**attrs["encoder"])
         except (KeyError, TypeError) as error:

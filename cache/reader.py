@@ -1,5 +1,8 @@
 """Reads a bank: by blocks in sequence, by any tokens, or as one numpy or Dask array.
 
+`Split.numpy` and `Split.dask` give numbers. `Split.take`, `gather`, `blocks` and `chunk` give states as
+they are stored: of an int8 bank whole numbers, which `Split.to_float` turns into float32.
+
 An uncompressed chunk on a local disk is a raw C-order file, so it is mapped and nothing is copied; its
 CRC-32C is checked when it is first touched. Every other chunk goes through Zarr, which checks it too.
 """
@@ -11,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Int, Shaped, UInt8, UInt64
+from jaxtyping import Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
-from cache import codecs, store, targets
+from cache import calibration, codecs, store, targets
 from cache.errors import BankIncomplete, CacheError, CorruptChunk
-from cache.layout import GENERATIONS, STATES, Recipe
+from cache.layout import CLIPPED, GENERATIONS, SCALE, SHIFT, STATES, Recipe
 from cache.skeleton import check_version
 
 _DECODED_BYTES = 512 * 2**20
@@ -104,10 +107,46 @@ class Split:
         """What each token is, see `cache.layout.Kind`."""
         return self._token_array("kind")
 
+    @cached_property
+    def scale(self) -> Float32[ndarray, "layer width"] | None:
+        """Of an int8 bank: what a stored number is multiplied by, for each layer kept and channel."""
+        return self._example_array(SCALE) if self.recipe.dtype == "int8" else None
+
+    @cached_property
+    def shift(self) -> Float32[ndarray, "layer width"] | None:
+        """Of an int8 bank: what is added after that."""
+        return self._example_array(SHIFT) if self.recipe.dtype == "int8" else None
+
+    @property
+    def clipped_frac(self) -> float | None:
+        """Of an int8 bank: the share of states that were out of range, in the blocks that are there."""
+        if self.recipe.dtype != "int8":
+            return None
+        try:
+            counts = np.asarray(self.group[CLIPPED][:])
+        except store.UNREADABLE as error:
+            reason = f"{self.name}/{CLIPPED} is damaged ({store.one_line(error)})"
+            raise CacheError(f"{reason}: run the same 'layerbank extract' again") from error
+        return float(np.sum(counts)) / max(1, self.n_tokens * self.width * len(self.layers))
+
+    def to_float(
+        self, states: Shaped[ndarray, "layer token width"], layers: Sequence[int] | None = None
+    ) -> Shaped[ndarray, "layer token width"]:
+        """Stored states as numbers: float32 for an int8 bank, as they are for any other.
+
+        Args:
+            states: as `take` and `gather` give them.
+            layers: numbers of the layers they are of, all by default.
+        """
+        if self.scale is None or self.shift is None:
+            return states
+        indices = self.layer_indices(layers)
+        return calibration.dequantise(states, self.scale[indices], self.shift[indices])
+
     def take(
         self, tokens: Int[ndarray, " token"], layers: Sequence[int] | None = None
     ) -> Shaped[ndarray, "layer token width"]:
-        """Copies the states of some tokens.
+        """Copies the states of some tokens, as they are stored.
 
         Args:
             tokens: positions on the token axis; ascending ones are read fastest.
@@ -133,7 +172,7 @@ class Split:
     def gather(
         self, examples: Sequence[int] | Int[ndarray, " chosen"], layers: Sequence[int] | None = None
     ) -> tuple[Shaped[ndarray, "layer token width"], Int[ndarray, " chosen"]]:
-        """Copies the states of any examples, one after the other, and their lengths."""
+        """Copies the states of any examples, as they are stored, one after the other; and their lengths."""
         chosen = np.asarray(examples, dtype=np.int64)
         lengths = self.length[chosen]
         indices = self.layer_indices(layers)
@@ -151,7 +190,8 @@ class Split:
     ) -> Iterator[tuple[int, list[Shaped[ndarray, "token width"]]]]:
         """Streams the split: each block's number and its layers, mapped where that is possible.
 
-        Blocks come in `sequence`, which is a random order of the rows. Fill is included.
+        Blocks come in `sequence`, which is a random order of the rows. Fill is included, and states come as
+        they are stored.
         """
         indices = self.layer_indices(layers)
         for block in self.sequence.tolist():
@@ -164,18 +204,25 @@ class Split:
         return [self._open_chunk(index, block) for index in self.layer_indices(layers)]
 
     def numpy(self, layers: Sequence[int] | None = None) -> Shaped[ndarray, "layer token width"]:
-        """Copies the whole split, fill included, so that `start` and `length` index it."""
+        """Copies the whole split, fill included, so that `start` and `length` index it.
+
+        States of an int8 bank come as float32.
+        """
         indices = self.layer_indices(layers)
-        out = np.empty((len(indices), self.n_blocks * self.block_tokens, self.width), self.dtype)
+        shape = (len(indices), self.n_blocks * self.block_tokens, self.width)
+        out = np.empty(shape, self._float_dtype)
         for block in range(self.n_blocks):
             here = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             for k, index in enumerate(indices):
                 # Not kept mapped or decoded: all of it is in `out` now.
-                out[k, here] = self._open_chunk(index, block)
+                self._floats(index, self._open_chunk(index, block), out[k, here])
         return out
 
     def dask(self, layers: Sequence[int] | None = None) -> Any:
-        """The whole split as a lazy `dask.array` in ``layer token width``, one chunk a stored chunk."""
+        """The whole split as a lazy `dask.array` in ``layer token width``, one chunk a stored chunk.
+
+        States of an int8 bank come as float32.
+        """
         import dask.array
 
         if not self.n_blocks:
@@ -183,10 +230,29 @@ class Split:
         whole = dask.array.map_blocks(
             _dask_chunk,
             chunks=((1,) * len(self.layers), (self.block_tokens,) * self.n_blocks, (self.width,)),
-            dtype=self.dtype,
+            dtype=self._float_dtype,
             split=self,
         )
         return whole[self.layer_indices(layers)]
+
+    def float_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
+        """One chunk as numbers."""
+        chunk = self.chunk(index, block)
+        return (
+            chunk if self.scale is None else self._floats(index, chunk, np.empty(chunk.shape, np.float32))
+        )
+
+    @property
+    def _float_dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32) if self.recipe.dtype == "int8" else self.dtype
+
+    def _floats(
+        self, index: int, chunk: Shaped[ndarray, "token width"], out: Shaped[ndarray, "token width"]
+    ) -> Shaped[ndarray, "token width"]:
+        if self.scale is None or self.shift is None:
+            out[:] = chunk
+            return out
+        return calibration.dequantise(chunk, self.scale[index], self.shift[index], out)
 
     def layer_indices(self, layers: Sequence[int] | None) -> list[int]:
         """Positions of layer numbers on the bank's layer axis.
@@ -247,6 +313,16 @@ class Split:
                 self._read(name, slice(block * self.block_tokens, (block + 1) * self.block_tokens), block)
             except store.UNREADABLE as error:
                 found.append(store.corrupt(self.name, name, block, store.one_line(error)))
+        return found
+
+    def damaged_counts(self) -> list[str]:
+        """The blocks of an int8 bank whose counts of clipped states do not read back."""
+        found = []
+        for block in range(self.n_blocks if self.recipe.dtype == "int8" else 0):
+            try:
+                self._read(CLIPPED, block, block, 0)
+            except store.UNREADABLE as error:
+                found.append(str(store.corrupt(self.name, CLIPPED, block, store.one_line(error))))
         return found
 
     @property
@@ -321,7 +397,7 @@ def _runs(
 
 def _dask_chunk(*, split: Split, block_info: Mapping[Any, Any]) -> Shaped[ndarray, "1 token width"]:
     index, block, _ = block_info[None]["chunk-location"]
-    return split.chunk(index, block)[None]
+    return split.float_chunk(index, block)[None]
 
 
 class Bank:
@@ -348,7 +424,13 @@ class Bank:
         """
         if name not in self.splits:
             raise CacheError(f"{self.path} has no split {name!r}, it has: {', '.join(self.splits)}")
-        return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+        try:
+            return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(
+                f"{self.path}/{name}/zarr.json lacks {store.one_line(error)}: run the same "
+                "'layerbank extract' again"
+            ) from error
 
     def writable_split(self, name: str) -> zarr.Group:
         """The Zarr group of a split, to add a target to."""

@@ -11,7 +11,7 @@ import zarr
 from jaxtyping import Int, UInt64
 from numpy import ndarray
 
-from cache import codecs, fingerprint, layout, store
+from cache import calibration, codecs, fingerprint, layout, store
 from cache.errors import CacheError
 from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan
@@ -24,6 +24,7 @@ _DECISIVE = (
     "layers",
     "dtype",
     "precision",
+    "rounded",
     "seed",
     "codec",
 )
@@ -32,7 +33,18 @@ PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
 """The root's attributes while the plan is being written: a folder with just these may be cleared."""
 
 
-MEMBERS = frozenset({STATES, layout.TARGETS, layout.EXTRA, *TOKEN_ARRAYS, *layout.EXAMPLE_ARRAYS})
+MEMBERS = frozenset(
+    {
+        STATES,
+        layout.TARGETS,
+        layout.EXTRA,
+        *TOKEN_ARRAYS,
+        *layout.EXAMPLE_ARRAYS,
+        layout.SCALE,
+        layout.SHIFT,
+        layout.CLIPPED,
+    }
+)
 """What a split may hold."""
 
 
@@ -116,13 +128,33 @@ def split_attrs(plan: Plan, rows: Rows) -> dict[str, Any]:
 def make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Rows) -> None:
     """Makes a split's arrays and its plan; its attributes come last and say that they are whole."""
     group = root.create_group(name, overwrite=True)
-    room, width = plan.block_tokens, recipe.encoder.width
-    shape, chunks = (len(recipe.layers), plan.n_blocks * room, width), (1, room, width)
-    _make_array(group, STATES, shape, chunks, codecs.numpy_dtype(recipe.dtype), recipe, STATES_AXES)
-    for array, dtype in TOKEN_ARRAYS.items():
-        _make_array(group, array, (plan.n_blocks * room,), (room,), np.dtype(dtype), recipe, ("token",))
+    fit_arrays(group, recipe, plan)
     write_examples(group, plan, rows)
     group.update_attributes(split_attrs(plan, rows))
+
+
+def fit_arrays(group: zarr.Group, recipe: Recipe, plan: Plan) -> None:
+    """Makes the arrays of states and tokens where they are not; gives them the length of the plan.
+
+    An array whose ``zarr.json`` is lost or damaged gets another one: its chunks stay.
+    """
+    room, width = plan.block_tokens, recipe.encoder.width
+    n_tokens = plan.n_blocks * room
+    shape, chunks = (len(recipe.layers), n_tokens, width), (1, room, width)
+    wanted: list[tuple[Any, ...]] = [
+        (STATES, shape, chunks, codecs.numpy_dtype(recipe.dtype), recipe, STATES_AXES)
+    ]
+    for name, dtype in TOKEN_ARRAYS.items():
+        wanted.append((name, (n_tokens,), (room,), np.dtype(dtype), recipe, ("token",)))
+    for array in wanted:
+        found = store.member(group, array[0])
+        if found is None:
+            store.forget_metadata(group, array[0])
+            _make_array(group, *array)
+        elif found.shape != array[1]:
+            found.resize(array[1])
+    if recipe.dtype == "int8":
+        calibration.fit_arrays(group, recipe, plan.n_blocks)
 
 
 def _make_array(
@@ -199,14 +231,15 @@ def check_same(path: Path, root: zarr.Group, recipe: Recipe) -> None:
             )
 
 
-def restore_examples(root: zarr.Group, plans: Mapping[str, Plan], rows: Mapping[str, Rows]) -> None:
-    """Writes the small arrays again where they do not read back.
+def restore(root: zarr.Group, recipe: Recipe, plans: Mapping[str, Plan], rows: Mapping[str, Rows]) -> None:
+    """Writes the small arrays again where they do not read back, and metadata that is lost.
 
     Raises:
         CacheError: they read back, but as another plan, which the blocks follow that are there.
     """
     for name, plan in plans.items():
         group, expected = root[name], _example_arrays(plan, rows[name])
+        fit_arrays(group, recipe, plan)
         try:
             found = {array: store.read_whole(group[array]) for array in expected}
         except store.UNREADABLE:

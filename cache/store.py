@@ -46,10 +46,64 @@ def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
 
 
 def members(group: zarr.Group) -> dict[str, Any]:
-    """The groups and arrays right below a group. What a killed writer left is none of them."""
+    """The groups and arrays right below a group. What a killed writer left is none of them.
+
+    Raises:
+        CacheError: the ``zarr.json`` of one is damaged.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Object at .* is not recognized", zarr.errors.ZarrUserWarning)
-        return {name: node for name, node in group.members() if not name.startswith(".")}
+        try:
+            return {name: node for name, node in group.members() if not name.startswith(".")}
+        except (*UNREADABLE, TypeError, AttributeError) as error:
+            raise CacheError(
+                f"{_damaged_member(group)} is damaged ({one_line(error)}): remove that file, then run the "
+                "same 'layerbank extract' again"
+            ) from error
+
+
+def _damaged_member(group: zarr.Group) -> str:
+    """The ``zarr.json`` below a group that cannot be read, as far as it can be told."""
+    folder = folder_of(group, "")
+    for child in sorted(folder.glob("*/zarr.json")) if folder else []:
+        try:
+            group[child.parent.name]
+        except (*UNREADABLE, TypeError, AttributeError):
+            return str(child)
+    return f"a zarr.json below {group.path or 'the root of the bank'}"
+
+
+def subgroup(group: zarr.Group, name: str) -> Any:
+    """A group below a group; None where there is none.
+
+    Raises:
+        CacheError: its ``zarr.json`` is damaged.
+    """
+    try:
+        return group[name]
+    except KeyError:
+        return None
+    except (*UNREADABLE, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{folder_of(group, name) or name}/zarr.json is damaged ({one_line(error)}): remove that file, "
+            "then run the same 'layerbank extract' again"
+        ) from error
+
+
+def member(group: zarr.Group, name: str) -> Any:
+    """An array of a group; None where there is none, or where its ``zarr.json`` is damaged."""
+    try:
+        found = group[name]
+    except (*UNREADABLE, TypeError, AttributeError):
+        return None
+    return found if isinstance(found, zarr.Array) else None
+
+
+def forget_metadata(group: zarr.Group, name: str) -> None:
+    """Removes an array's damaged ``zarr.json``; its chunks stay."""
+    folder = folder_of(group, name)
+    if folder is not None:
+        (folder / "zarr.json").unlink(missing_ok=True)
 
 
 BESIDE, ASIDE = ".beside", ".aside-"
@@ -244,6 +298,7 @@ def _take(lock: Path) -> int:
             ) from error
         with suppress(FileNotFoundError):
             if os.fstat(descriptor).st_ino == lock.stat().st_ino:
-                os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
+                with suppress(OSError):  # on a full disk the lock holds without a name
+                    os.pwrite(descriptor, str(os.getpid()).encode().ljust(32), 0)
                 return descriptor
         os.close(descriptor)

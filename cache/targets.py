@@ -183,9 +183,8 @@ def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
 
 def unfinished(split: zarr.Group) -> list[str]:
     """Names of targets that a writer was killed over: they do not count."""
-    if TARGETS not in split:
-        return []
-    held = store.members(split[TARGETS])
+    group = store.subgroup(split, TARGETS)
+    held = {} if group is None else store.members(group)
     return [name for name, array in sorted(held.items()) if "kind" not in array.attrs]
 
 
@@ -214,11 +213,10 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
 
 def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:
     """Names of the targets a split has, each with its kind and its number of classes."""
-    if TARGETS not in split:
-        return {}
+    group = store.subgroup(split, TARGETS)
     return {
-        name: {"kind": array.attrs["kind"], "classes": len(array.attrs["names"])}
-        for name, array in sorted(store.members(split[TARGETS]).items())
+        name: {"kind": array.attrs["kind"], "classes": len(array.attrs.get("names", ()))}
+        for name, array in sorted(({} if group is None else store.members(group)).items())
         if "kind" in array.attrs
     }
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cache import store
+from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import EXAMPLE_ARRAYS, GENERATIONS, TOKEN_ARRAYS
+from cache.layout import CALIBRATION, EXAMPLE_ARRAYS, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS
 from cache.reader import Bank, Split
 from cache.targets import unfinished
 
@@ -32,7 +34,7 @@ def verify(bank: Bank) -> Report:
         blocks += split.n_blocks
         bad += _small_arrays(split) + _states(split)
     if not bad:
-        bad = _fingerprint(bank)
+        bad = _fingerprint(bank) + _calibration(bank)
     return Report(blocks=blocks, bad=bad)
 
 
@@ -61,6 +63,20 @@ def _generations(split: Split) -> list[str]:
     return [f"split {split.name}: its generations do not sum to its examples and blocks: extract it anew"]
 
 
+def _calibration(bank: Bank) -> list[str]:
+    """Whether the scale and the shift of each split are those its states were stored with."""
+    bad = []
+    for name in bank.splits:
+        split = bank.split(name)
+        if split.scale is None or split.shift is None:
+            continue
+        if Calibration(scale=split.scale, shift=split.shift).digest != bank.attrs.get(CALIBRATION):
+            bad.append(
+                f"split {name}: scale and shift are not those of {bank.path}: extract into another --store"
+            )
+    return bad
+
+
 def _states(split: Split) -> list[str]:
     bad = []
     for block in range(split.n_blocks):
@@ -74,9 +90,12 @@ def _states(split: Split) -> list[str]:
 
 def _small_arrays(split: Split) -> list[str]:
     bad = []
+    if store.member(split.group, STATES) is None:
+        bad.append(f"{split.name}/{STATES}/zarr.json is damaged: run the same 'layerbank extract' again")
     for name in TOKEN_ARRAYS:
         bad += [str(error) for error in split.damaged_tokens(name)]
-    for name in EXAMPLE_ARRAYS:
+    bad += split.damaged_counts()
+    for name in (*EXAMPLE_ARRAYS, SCALE, SHIFT):
         try:
             getattr(split, name)
         except CacheError as error:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from numpy import ndarray
 
-from cache import codecs, growth, skeleton, store, targets
+from cache import calibration, codecs, growth, skeleton, store, targets
+from cache.calibration import Calibration
 from cache.errors import BankIncomplete, CacheError
-from cache.layout import GROWING, STATES, TOKEN_ARRAYS, Recipe
+from cache.layout import CLIPPED, GROWING, STATES, TOKEN_ARRAYS, Recipe
 from cache.plan import Plan, deal
 from cache.skeleton import Rows
 
@@ -58,6 +59,7 @@ class Writer:
         self.new_rows: dict[str, int] = {}
         """Rows of each split that a bank which was there did not have."""
         self._fingerprint: str | None = None
+        self._calibration: Calibration | None = None
         self._exit = ExitStack()
 
     @classmethod
@@ -92,6 +94,28 @@ class Writer:
         """Whether the bank was complete when it was opened, and no block has been found bad since."""
         return bool(self._root.attrs["complete"])
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """Scale and shift of an int8 bank; None where they are still to be given to `calibrate`."""
+        if self._calibration is None:
+            try:
+                self._calibration = calibration.settle(self._root, self.plans)
+            except OSError as error:
+                raise store.disk_error(self.path, error) from error
+        return self._calibration
+
+    def calibrate(self, made: Calibration) -> None:
+        """Fixes scale and shift of an int8 bank, before its first block is written.
+
+        Raises:
+            CacheError: the bank was calibrated before, to other values; or the disk refused.
+        """
+        try:
+            calibration.record(self._root, self.plans, made)
+        except OSError as error:
+            raise store.disk_error(self.path, error) from error
+        self._calibration = made
+
     def missing(self, split: str) -> list[int]:
         """Blocks that are absent, cut short or damaged. Reads every chunk once."""
         plan = self.plans[split]
@@ -111,6 +135,7 @@ class Writer:
         block: int,
         states: Shaped[ndarray, "layer token width"],
         tokens: Mapping[str, Shaped[ndarray, " token"]],
+        clipped: Int[ndarray, " layer"] | None = None,
     ) -> int:
         """Writes one block. Writing it again, from any process, makes the same files.
 
@@ -119,6 +144,7 @@ class Writer:
             block: its number.
             states: the states of the bank's layers, as long as the block has room; fill is zero.
             tokens: `input_ids`, `word_id` and `kind` of the same tokens.
+            clipped: of an int8 bank, how many states of each layer were out of range.
 
         Returns:
             Bytes written.
@@ -132,6 +158,10 @@ class Writer:
         assert 0 <= block < plan.n_blocks, block
         self._check_finite(split, block, states)
         written = 0
+        if self.recipe.dtype == "int8":
+            assert clipped is not None, "an int8 block without its clipped states"
+            assert self.calibration is not None, "an int8 block before scale and shift"
+            self._write_clipped(split, block, np.asarray(clipped, np.int64)[None])
         for index in range(len(states)):
             written += self._write(split, STATES, (index, block, 0), states[index : index + 1])
         for name, dtype in TOKEN_ARRAYS.items():
@@ -231,7 +261,7 @@ class Writer:
             self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
             for name in self.plans:
                 targets.recover(root[name])
-            skeleton.restore_examples(root, self.plans, self.rows)
+            skeleton.restore(root, self.recipe, self.plans, self.rows)
         except OSError as error:
             raise store.disk_error(self.path, error) from error
         return root
@@ -248,6 +278,7 @@ class Writer:
         for name, dtype in TOKEN_ARRAYS.items():
             path = store.chunk_path(self.path, split, name, block)
             files[path] = plan.block_tokens * np.dtype(dtype).itemsize
+        files |= dict.fromkeys(self._clipped_files(split, block), 8 * len(self.recipe.layers))
         return all(store.chunk_is_whole(path, n_bytes) for path, n_bytes in files.items())
 
     def _reads_back(self, split: str, block: int) -> bool:
@@ -261,15 +292,25 @@ class Writer:
                 _ = group[STATES][layer, tokens]
             for name in TOKEN_ARRAYS:
                 _ = group[name][tokens]
+            if self.recipe.dtype == "int8":
+                _ = group[CLIPPED][block]
         except store.UNREADABLE:
             return False
         return True
 
     def _files(self, split: str, block: int) -> list[Path]:
         layers = range(len(self.recipe.layers))
-        return [store.chunk_path(self.path, split, STATES, layer, block, 0) for layer in layers] + [
-            store.chunk_path(self.path, split, name, block) for name in TOKEN_ARRAYS
+        return [
+            *(store.chunk_path(self.path, split, STATES, layer, block, 0) for layer in layers),
+            *(store.chunk_path(self.path, split, name, block) for name in TOKEN_ARRAYS),
+            *self._clipped_files(split, block),
         ]
+
+    def _clipped_files(self, split: str, block: int) -> list[Path]:
+        """The file of a block that only an int8 bank has."""
+        if self.recipe.dtype != "int8":
+            return []
+        return [store.chunk_path(self.path, split, CLIPPED, block, 0)]
 
     def _write(self, split: str, array: str, index: tuple[int, ...], values: ndarray) -> int:
         if self.recipe.codec == "none":
@@ -288,18 +329,30 @@ class Writer:
             raise store.disk_error(self.path, error) from error
         return store.chunk_path(self.path, split, array, *index).stat().st_size
 
+    def _write_clipped(self, split: str, block: int, counts: Int[ndarray, "1 layer"]) -> None:
+        store.write_chunk(store.chunk_path(self.path, split, CLIPPED, block, 0), counts)
+
     def _check_finite(self, split: str, block: int, states: ndarray) -> None:
         for index, layer in enumerate(self.recipe.layers):
             token = codecs.first_nonfinite(states[index])
             if token is not None:
-                cure = (
-                    "--dtype bfloat16 or float32" if self.recipe.dtype == "float16" else "another encoder"
-                )
-                raise CacheError(
-                    f"layer {layer} has a state that is NaN, infinite or too large for {self.recipe.dtype} "
-                    f"(split {split}, block {block}, token {token}, source row "
-                    f"{self._row_of(split, block, token)}): use {cure}"
-                )
+                raise self.bad_state(split, block, layer, token)
+
+    def bad_state(self, split: str, block: int, layer: int, token: int) -> CacheError:
+        """What to say of a state that cannot be stored.
+
+        Args:
+            split: its split.
+            block: its block.
+            layer: number of its layer.
+            token: its place in the block.
+        """
+        cure = "--dtype bfloat16 or float32" if self.recipe.dtype == "float16" else "another encoder"
+        return CacheError(
+            f"layer {layer} has a state that is NaN, infinite or too large for {self.recipe.dtype} "
+            f"(split {split}, block {block}, token {token}, source row "
+            f"{self._row_of(split, block, token)}): use {cure}"
+        )
 
     def _row_of(self, split: str, block: int, token: int) -> int:
         plan = self.plans[split]

@@ -5,6 +5,7 @@ Everything that `transformers` may raise, print or make up on the way ends here,
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,17 +25,13 @@ _UNUSED = ("pooler.",)
 _SAID = 300
 """Characters of another library's message that are passed on."""
 
-_SETTINGS = (
-    "model_type",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "layer_norm_eps",
-    "rms_norm_eps",
-    "rope_parameters",
-    "relative_attention",
-    "position_biased_input",
+_IDLE = re.compile(
+    r"_.*|.*drop.*|output_.*|.*initializer.*|.*label.*|.*token_id|.*dtype|.*attn_implementation.*"
+    r"|architectures|auto_map|bos|chunk_size_feed_forward|classifier_.*|eos|finetuning_task|gradient_.*"
+    r"|is_encoder_decoder|pooler_.*|pretraining_tp|problem_type|return_dict|summary_.*|task_specific_params"
+    r"|tie_word_embeddings|tokenizer_class|transformers_version|use_cache"
 )
+"""Settings of an encoder that no state depends on. `pad_token_id` is not among them: positions may."""
 
 
 def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote_code: bool) -> Any:
@@ -214,7 +211,18 @@ def weights_sha256(model: nn.Module) -> str:
             continue
         digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    config: Any = model.config
-    settings = {name: getattr(config, name, None) for name in _SETTINGS}
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    digest.update(json.dumps(_settings(model.config), sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The settings that may change states, as far as they differ from the defaults of their class.
+
+    Defaults are left out: a later `transformers` has more of them.
+    """
+    changed = config.to_diff_dict()
+    return {
+        name: value
+        for name, value in changed.items()
+        if name == "pad_token_id" or not _IDLE.fullmatch(name)
+    }

@@ -15,18 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Int32
 
+from pipeline.columns import CHUNK_ROWS, Rows, describe, position
 from pipeline.errors import PipelineError, nearest
 from pipeline.quiet import HUB, quiet
-from pipeline.readers import (
-    CHUNK_ROWS,
-    READERS,
-    Rows,
-    describe,
-    plain,
-    position,
-    read_class_names,
-    read_file,
-)
+from pipeline.readers import READERS, plain, read_class_names, read_files
 from pipeline.tasks._base import PARQUET_BRANCH, Task, load_task, task_names
 
 ORDER = ("train", "dev", "test")
@@ -248,10 +240,7 @@ def _read_folder(folder: Path, keep_text: set[str]) -> dict[str, Rows]:
                 f"{folder}: two files for split {split!r}, {by_split[split].name} and {path.name}; keep one"
             )
         by_split[split] = path
-    return {
-        split: read_file(path, keep_text=keep_text | {"text", "text_pair"})
-        for split, path in by_split.items()
-    }
+    return read_files(by_split, keep_text=keep_text | {"text", "text_pair"})
 
 
 def _is_data(path: Path) -> bool:

@@ -31,6 +31,7 @@ from pipeline.errors import PipelineError
 from pipeline.labels import Labels, find_labels, locate_labels, read_labels
 from pipeline.masking import Masked, check_maskable, chunked, masked
 from pipeline.output_layer import OutputLayer, read_output_layer
+from pipeline.quantise import Quantised, Quantiser
 from pipeline.room import check_room
 from pipeline.tokens import Batch, Tokens, batches_of, tokenize
 from pipeline.versions import versions
@@ -60,7 +61,9 @@ class Extraction:
     """What an extraction did."""
 
     store: str
-    splits: dict[str, dict[str, Any]]  # examples, tokens, blocks, words cut off, of each split
+    splits: dict[
+        str, dict[str, Any]
+    ]  # of each split: examples, tokens, blocks, words cut off, share clipped
     examples: int
     tokens: int  # kept tokens
     bytes: int  # of the bank
@@ -157,6 +160,10 @@ def extract(
         reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
         writer.finish(reports, skipped=skipped)
     bank = open_bank(store)
+    if dtype == "int8":
+        reports = {
+            name: {**r, "clipped_frac": bank.split(name).clipped_frac} for name, r in reports.items()
+        }
     return Extraction(
         store=store,
         splits=reports,
@@ -256,13 +263,16 @@ class Stage:
     def run(self) -> int:
         """Encodes and writes what is missing; returns how many blocks that was."""
         self._make_buffers()
+        int8 = self.writer.recipe.dtype == "int8"
+        self._int8 = Quantiser(self.writer, self.encoder.device, self._encode) if int8 else None
         with ThreadPoolExecutor(1, thread_name_prefix="bank-writer") as pool:
             try:
                 for split, block in self.todo:
                     self._collect(wait=False)
                     buffer = self._free.get()
-                    ready = self._encode(split, block, buffer)
-                    self._pending.append(pool.submit(self._write, split, block, buffer, ready))
+                    found = self._fill(split, block, buffer)
+                    ready = self._event()
+                    self._pending.append(pool.submit(self._write, split, block, buffer, found, ready))
                     self._report(split)
                 self._collect(wait=True)
             except KeyboardInterrupt:
@@ -295,14 +305,29 @@ class Stage:
             self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._pinned = torch.zeros(shape, dtype=TORCH_DTYPES[recipe.dtype], pin_memory=True)
 
-    def _encode(self, split: str, block: int, buffer: Tensor) -> Any:
-        """Computes a block's states into a buffer; returns the event after which they are there."""
+    def _fill(self, split: str, block: int, buffer: Tensor) -> Quantised | None:
+        """Computes a block's states into a buffer, as they will be stored."""
+        counts, found = self._counts(split, block), None
+        if self._int8 is None:
+            self._encode(split, block, buffer)
+        else:
+            found = self._int8.fill(split, block, buffer)
+        buffer[:, int(counts[1]) :] = 0
+        self._done += counts
+        return found
+
+    def _event(self) -> Any:
+        """The event after which what was computed is there; None on a device that needs none."""
+        device = self.encoder.device
+        return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def _encode(self, split: str, block: int, buffer: Tensor) -> None:
         plan = self.writer.plans[split]
         chosen = plan.examples(block)
         places = plan.start[chosen] - block * plan.block_tokens
         sequences, start = self.tokens[split].pieces_of(plan.row[chosen], places, self.kept[split])
         self.encoder.encode(
-            self.tokens[split].pieces(),
+            self.tokens[split].pieces,
             sequences,
             kept=self.kept[split],
             layers=self.writer.recipe.layers,
@@ -310,15 +335,9 @@ class Stage:
             out=buffer,
             budget_tokens=self.writer.recipe.batch_tokens,
         )
-        counts = self._counts(split, block)
-        buffer[:, int(counts[1]) :] = 0
         self.tokens[split].release()
-        self._done += counts
-        if buffer.device.type != "cuda":
-            return None
-        return torch.cuda.current_stream(buffer.device).record_event()
 
-    def _write(self, split: str, block: int, buffer: Tensor, ready: Any) -> int:
+    def _write(self, split: str, block: int, buffer: Tensor, found: Quantised | None, ready: Any) -> int:
         try:
             plan, tokens = self.writer.plans[split], self.tokens[split]
             rows = plan.row[plan.examples(block)]
@@ -329,7 +348,11 @@ class Stage:
                 small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
                 small[name][: len(at)] = getattr(tokens, name)[at]
             states = to_numpy(self._on_host(buffer, ready))[:, : plan.block_tokens]
-            return self.writer.write_block(split, block, states, small)
+            if found is None:
+                return self.writer.write_block(split, block, states, small)
+            with torch.cuda.stream(None if ready is None else self._copies):
+                clipped = found.check(self.writer, split, block)
+            return self.writer.write_block(split, block, states, small, clipped)
         finally:
             self._free.put(buffer)
 
@@ -412,7 +435,10 @@ def _batch_tokens(
     if Path(store).is_dir():
         with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
             return open_bank(store, allow_incomplete=True).recipe.batch_tokens
-    return asked or pick_budget(encoder, max(tokens.values(), key=lambda t: len(t.input_ids)), layers)
+    if asked:
+        return asked
+    largest = max(tokens.values(), key=lambda t: len(t.input_ids))
+    return pick_budget(encoder, largest.pieces, layers)
 
 
 def read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:

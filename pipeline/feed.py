@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cache import Split
 from cache.targets import ranges, spans
-from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
+from pipeline.arrays import TORCH_DTYPES, channel_range, to_float, to_numpy, to_torch
 from pipeline.head import Inputs
 from pipeline.selection import Selection
 
@@ -75,6 +75,7 @@ class Feed(ABC):
         self.decoded = selection.chosen
         self.decoded_start = spans(selection.decoded.count)
         self.block = _block_of(split)
+        self._ranges: dict[torch.device, tuple[Tensor | None, Tensor | None]] = {}
 
     @property
     def n_examples(self) -> int:
@@ -124,7 +125,14 @@ class Feed(ABC):
         self, sequence: Int[ndarray, " example"], batch_size: int, dtype: torch.dtype
     ) -> Iterator[Batch]:
         for chosen, states in self._gather(sequence, batch_size):
-            yield self._batch(chosen, states.to(dtype))
+            scale, shift = self._range_on(states.device)
+            yield self._batch(chosen, to_float(states, scale, shift, dtype))
+
+    def _range_on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift of an int8 bank, copied to a device once."""
+        if device not in self._ranges:
+            self._ranges[device] = channel_range(self.split, self.layers, device)
+        return self._ranges[device]
 
     @abstractmethod
     def _gather(

@@ -71,6 +71,7 @@ def _split(bank: Bank, name: str) -> dict[str, Any]:
         "words_cut": attrs.get("words_cut", 0),
         "words_empty": attrs.get("words_empty", 0),
         "fingerprint": attrs["fingerprint"],
+        **({} if split.clipped_frac is None else {"clipped_frac": split.clipped_frac}),
     }
 
 

@@ -15,9 +15,9 @@ from jaxtyping import Int
 from cache.targets import Target as BankTarget
 from cache.targets import TargetKind
 from pipeline.answers import Answers, kind_of, locate, read_answers, read_choices
+from pipeline.conll import IOB
 from pipeline.corpus import Corpus, Split
 from pipeline.errors import PipelineError, nearest
-from pipeline.readers import IOB
 from pipeline.tasks._base import Target
 
 MAX_CLASSES = 1_000

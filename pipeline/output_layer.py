@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.layout import OUTPUT_LAYER
-from pipeline.checkpoint import first_line, silenced
+from pipeline.checkpoint import in_short, silenced
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.stack import ACTIVATIONS
@@ -74,7 +74,7 @@ def read_output_layer(encoder: Encoder) -> OutputLayer:
             )
     except Exception as error:  # readers of weights raise classes of their own
         raise PipelineError(
-            f"--keep masked: {name} is no masked language model: {first_line(error)}"
+            f"--keep masked: {name} is no masked language model: {in_short(error)}"
         ) from error
     model.eval().requires_grad_(False)
     prefix = f"{model.base_model_prefix}."

@@ -158,6 +158,7 @@ def _all_rows(lengths: Lengths, samples: Mapping[str, _Sample]) -> Lengths:
 
 def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, float]:
     """Tokens a second and operations a token, from the forwards of some blocks as they would be dealt."""
+    tokens = tokens.pieces
     blocks = _blocks(tokens, recipe)
 
     def run(rows: Int[ndarray, " row"]) -> float:

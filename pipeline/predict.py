@@ -20,6 +20,7 @@ from cache.layout import Keep
 from cache.targets import spans
 from pipeline.answers import context_offsets
 from pipeline.arrays import TORCH_DTYPES
+from pipeline.columns import Rows as FileRows
 from pipeline.device import pick_device
 from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
@@ -27,7 +28,6 @@ from pipeline.evaluate import check_encoder
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import is_fast
-from pipeline.readers import Rows as FileRows
 from pipeline.readers import read_file
 from pipeline.results import Run, load_run
 from pipeline.selection import Selection, select
@@ -176,7 +176,7 @@ class Predictor:
         )
         sequences, places = tokens.pieces_of(np.arange(len(length)), start, kept)
         self._encoder.encode(
-            tokens.pieces(),
+            tokens.pieces,
             sequences,
             kept=kept,
             layers=self._layers,
@@ -216,14 +216,17 @@ class Predictor:
 
 
 def _inputs(run: Run, encoded: _Encoded, selection: Selection) -> Inputs:
-    """What a head reads, rounded to the data type of the bank it was trained on."""
+    """What a head reads, rounded to the data type of the bank it was trained on.
+
+    Where that is int8, the encoder's states come as they are: the bank's are these and a rounding error.
+    """
     device = encoded.states.device
     rows = torch.tensor([encoded.layers.index(layer) for layer in run.spec.layers], device=device)
     tokens = torch.from_numpy(selection.read.position).to(device)
     states = encoded.states.index_select(0, rows).index_select(1, tokens)
     chosen = selection.chosen
     return Inputs(
-        states=states.to(TORCH_DTYPES[run.source.dtype]).float(),
+        states=states if run.source.dtype == "int8" else states.to(TORCH_DTYPES[run.source.dtype]).float(),
         lengths=torch.from_numpy(selection.read.count).to(device),
         decoded=None if chosen is None else torch.from_numpy(chosen).to(device),
         decoded_lengths=torch.from_numpy(selection.decoded.count).to(device),

@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+CLIPPED_FRAC = 0.001
+"""Share of states out of int8's range above which the user is warned."""
+
 _ERR = Console(stderr=True)
 _OUT = Console()
 _UNFOLDED = 10_000
@@ -185,6 +188,32 @@ def show_plan(result: Mapping[str, Any]) -> None:
         say(f"recommended: --keep {best['keep']} --dtype {best['dtype']} ({best['why']})")
 
 
+def show_conversion(result: Mapping[str, Any]) -> None:
+    """What a conversion made."""
+    if result["note"]:
+        note(f"note: {result['note']}")
+    if result["blocks_written"] == 0:
+        say(f"{result['store']} was complete: nothing to convert")
+        return
+    say(
+        f"{result['store']}: {result['dtype']}, {result['keep']}, {len(result['layers'])} layers, "
+        f"{size(result['bytes'])} (of {size(result['source_bytes'])}), {result['blocks_written']} of "
+        f"{result['blocks']} blocks written in {result['seconds']:.1f} s"
+    )
+    say(f"targets: {', '.join(result['targets']) or 'none'}")
+
+
+def warn_of_clipping(splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Says on standard error which splits of an int8 bank hold many states cut to its range."""
+    for split, facts in splits.items():
+        share = facts.get("clipped_frac") or 0.0
+        if share > CLIPPED_FRAC:
+            note(
+                f"warning: split {split}: {100 * share:.2f} % of the states lie outside the range int8 was "
+                "calibrated to and were cut to its ends: use --dtype float16 if scores suffer"
+            )
+
+
 def show_labels(result: Mapping[str, Any]) -> None:
     """What was added to a bank."""
     for target in result["targets"]:
@@ -249,6 +278,13 @@ def show_bank(result: Mapping[str, Any]) -> None:
     names = ("examples", "tokens", "blocks", "words_cut")
     rows = [(split, *(values[name] for name in names)) for split, values in result["splits"].items()]
     table("", ("split", "examples", "kept tokens", "blocks", "words cut off"), rows)
+    clipped = [
+        f"{split} {100 * values['clipped_frac']:.3f} %"
+        for split, values in result["splits"].items()
+        if "clipped_frac" in values
+    ]
+    if clipped:
+        say(f"states cut to the range of int8: {', '.join(clipped)}")
     targets = [
         (name, values["kind"], values["classes"], ", ".join(values["splits"]))
         for name, values in result["targets"].items()

@@ -74,9 +74,13 @@ class Tokens:
         assert self.predicted is not None, "text that was not masked"
         return self.predicted
 
+    @cached_property
     def pieces(self) -> "Tokens":
         """The same tokens with each sequence of its own a row: what an encoder is given."""
-        return self if self.piece is None else replace(self, start=self.piece, piece=None)
+        if self.piece is None:
+            return self
+        none = np.zeros(len(self.piece) - 1, dtype=np.int32)
+        return replace(self, start=self.piece, n_words=none, cut=none, empty=none, piece=None)
 
     def pieces_of(
         self, rows: Int[ndarray, " chosen"], start: Int[ndarray, " chosen"], kept: Bool[ndarray, " token"]

@@ -31,38 +31,40 @@ SMALL = {"train": rows([5, 9, 3, 16, 0])}
 LABELS = Target(name="y", kind="class", names=("a", "b"), values=np.arange(5, dtype=np.int32) % 2)
 
 
-def extract(path, codec="none"):
+def extract(path, codec="none", dtype="float16"):
     """A whole extraction with a target, on one split of three blocks."""
-    with Writer(str(path), recipe(codec=codec, layers=(0, 2)), SMALL) as writer:
+    with Writer(str(path), recipe(codec=codec, dtype=dtype, layers=(0, 2)), SMALL) as writer:
         writer.write_target("train", LABELS)
         complete(writer)
 
 
-def moments(path, codec, many):
+def moments(path, many, **how):
     """How often an extraction changes its folder: the first and last of them, and a random choice."""
-    assert FAULT.run(path, 10**6, Killed(), lambda: extract(path, codec))
+    assert FAULT.run(path, 10**6, Killed(), lambda: extract(path, **how))
     changes = 10**6 - FAULT.left
     assert changes > 60, "the changes were not seen"
     ends = {0, 1, changes - 2, changes - 1}
     return sorted(ends | set(random.Random(1).sample(range(changes), many)))
 
 
-@pytest.mark.parametrize(("codec", "many"), [("none", 14), ("lz4", 2)])
-def test_killed_at_any_change_of_any_file_the_next_run_ends_with_the_same_bank(tmp_path, codec, many):
-    killed = moments(tmp_path / "undisturbed", codec, many)
+@pytest.mark.parametrize(
+    ("how", "many"), [({}, 14), ({"codec": "lz4"}, 2), ({"dtype": "int8"}, 8)], ids=["plain", "lz4", "int8"]
+)
+def test_killed_at_any_change_of_any_file_the_next_run_ends_with_the_same_bank(tmp_path, how, many):
+    killed = moments(tmp_path / "undisturbed", many, **how)
     expected, again = files_of(tmp_path / "undisturbed"), random.Random(2)
     for change in killed:
         path = tmp_path / f"bank-{change}"
-        assert not FAULT.run(path, change, Killed(), lambda at=path: extract(at, codec))
+        assert not FAULT.run(path, change, Killed(), lambda at=path: extract(at, **how))
         with pytest.raises(CacheError):
             open_bank(str(path))
-        FAULT.run(path, again.randrange(60), Killed(), lambda at=path: extract(at, codec))
-        extract(path, codec)
+        FAULT.run(path, again.randrange(60), Killed(), lambda at=path: extract(at, **how))
+        extract(path, **how)
         assert files_of(path) == expected, f"killed at change {change}"
 
 
 def test_a_disk_full_at_any_change_gives_one_line_and_the_next_run_goes_on(tmp_path):
-    full = moments(tmp_path / "undisturbed", "none", 4)
+    full = moments(tmp_path / "undisturbed", 4)
     expected = files_of(tmp_path / "undisturbed")
     for change in full:
         path = tmp_path / f"bank-{change}"

@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
-from banks import DEV, RECIPE, TRAIN, copy_to, damage, files_of, make, recipe, rows, states_of
+from banks import (
+    DEV,
+    RECIPE,
+    TRAIN,
+    calibration_of,
+    copy_to,
+    damage,
+    files_of,
+    make,
+    recipe,
+    rows,
+    states_of,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec
@@ -43,6 +55,14 @@ def expected(split, *, fill=True):
     return whole
 
 
+def numbers(split, states):
+    """States put together by `expected`, as numbers."""
+    if split.dtype != np.int8:
+        return states
+    made = calibration_of(split.recipe)
+    return states.astype(np.float32) * made.scale[:, None] + made.shift[:, None]
+
+
 def test_every_way_to_read_gives_the_states_that_were_written(bank):
     split = bank.split("train")
     whole = expected(split)
@@ -50,18 +70,31 @@ def test_every_way_to_read_gives_the_states_that_were_written(bank):
     streamed = np.concatenate([np.stack(chunks) for _, chunks in split.blocks()], axis=1)
 
     assert whole.any()
-    assert np.array_equal(bits(split.numpy()), bits(whole)), "numpy"
     assert np.array_equal(bits(streamed), bits(whole)), "blocks"
     assert np.array_equal(bits(split.take(everything)), bits(whole)), "take"
-    assert np.array_equal(bits(split.dask().compute(scheduler="sync")), bits(whole)), "dask"
-    assert split.numpy().dtype == split.dask().dtype == split.dtype == DTYPES[bank.recipe.dtype]
+    assert np.array_equal(bits(split.numpy()), bits(numbers(split, whole))), "numpy"
+    assert np.array_equal(bits(split.dask().compute(scheduler="sync")), bits(numbers(split, whole))), "dask"
+    assert np.array_equal(bits(split.to_float(whole)), bits(numbers(split, whole))), "to_float"
+    assert streamed.dtype == split.dtype == DTYPES[bank.recipe.dtype]
+    assert split.numpy().dtype == split.dask().dtype == numbers(split, whole).dtype
+
+
+def test_states_of_some_layers_of_int8_become_numbers_by_their_own_scale(tmp_path):
+    split = make(tmp_path / "bank", dtype="int8", layers=(0, 2, 3)).split("train")
+    whole = numbers(split, expected(split))
+
+    assert np.array_equal(split.numpy([3, 2]), whole[[2, 1]])
+    assert np.array_equal(split.dask([3]).compute(scheduler="sync"), whole[[2]])
+    assert np.array_equal(split.to_float(split.take(np.arange(40), [2, 0]), [2, 0]), whole[[1, 0], :40])
+    assert (split.scale.shape, split.shift.shape) == ((3, 8), (3, 8))
+    assert make(tmp_path / "other").split("train").scale is None
 
 
 def test_splits_are_kept_apart(bank):
     split = bank.split("dev")
 
     assert expected(split).any()
-    assert np.array_equal(bits(split.numpy()), bits(expected(split)))
+    assert np.array_equal(bits(split.numpy()), bits(numbers(split, expected(split))))
 
 
 def test_blocks_come_in_order(plain):
@@ -174,6 +207,11 @@ def test_tensorstore_reads_the_bank(bank):
     assert np.array_equal(bits(read("states")), bits(expected(split)))
     assert np.array_equal(read("word_id"), split.word_id)
     assert np.array_equal(read("text_hash"), split.text_hash)
+    if bank.recipe.dtype == "int8":
+        made = calibration_of(bank.recipe)
+        assert np.array_equal(read("scale"), made.scale)
+        assert np.array_equal(read("shift"), made.shift)
+        assert read("clipped").sum(1).all(), "the bank was made so that every block has some"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from banks import TRAIN, copy_to, damage, recipe, rows, splits, states_of
+from banks import TRAIN, copy_to, damage, files_of, recipe, rows, splits, states_of
+from faults import FAULT, Killed
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, Target, Writer, open_bank
 from cache.targets import ranges, spans, write_target
+from cache.verify import verify
 
 N_WORDS = rows(TRAIN).n_words
 BY_ROW = {
@@ -166,3 +168,30 @@ def test_ranges_and_spans_agree_with_python(runs):
 
     assert ranges(start, count).tolist() == [s + k for s, n in runs for k in range(n)]
     assert spans(count).tolist() == [sum(count[:i]) for i in range(len(count) + 1)]
+
+
+def test_killed_at_any_change_a_target_is_the_earlier_one_or_the_new_one(labelled, tmp_path):
+    new = Target(name="intent", kind="class", names=("x",), values=np.zeros(10, np.int32))
+    old = read(labelled, "intent").values.tolist()
+
+    def write(path):
+        write_target(open_bank(str(path)).writable_split("train"), new)
+
+    path = Path(shutil.copytree(labelled, tmp_path / "calm"))
+    assert FAULT.run(path, 10**6, Killed(), lambda: write(path))
+    changes, expected = 10**6 - FAULT.left, files_of(path)
+    for change in range(changes):
+        path = Path(shutil.copytree(labelled, tmp_path / f"killed-{change}"))
+        assert not FAULT.run(path, change, Killed(), lambda at=path: write(at))
+        with Writer(str(path), recipe(), splits()):  # whoever writes next clears up
+            found = read(path, "intent")
+        assert found.values.tolist() == (old if found.names == ("a", "b", "c") else [0] * 10)
+        write(path)
+        assert files_of(path) == expected, f"killed at change {change}"
+
+
+def test_a_target_that_was_cut_off_is_reported(labelled):
+    meta = labelled / "train/targets/intent/zarr.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"attributes": {}}))
+    (line,) = verify(open_bank(str(labelled))).bad
+    assert line.startswith("train/targets/intent was cut off while it was written")

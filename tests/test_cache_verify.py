@@ -3,9 +3,9 @@ import shutil
 
 import numpy as np
 import pytest
-from banks import copy_to, damage, recipe, splits
+from banks import complete, copy_to, damage, files_of, recipe, splits
 
-from cache import Target, Writer, open_bank
+from cache import CacheError, Target, Writer, open_bank
 from cache.verify import verify
 
 
@@ -66,3 +66,45 @@ def test_an_edited_attribute_is_noticed(path):
 
     (line,) = verify(open_bank(str(path))).bad
     assert "attributes are not those the fingerprint was made of" in line
+
+
+HARM = {"no JSON": "{", "an empty object": "{}", "a list": "[]", "gone": None}
+
+
+def harm(path, content):
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content)
+
+
+@pytest.mark.parametrize("content", HARM.values(), ids=HARM)
+@pytest.mark.parametrize("array", ["states", "kind", "start", "text_hash"])
+def test_metadata_of_an_array_is_made_again_and_its_chunks_stay(path, array, content):
+    before, what = files_of(path), open_bank(str(path)).recipe
+    harm(path / "train" / array / "zarr.json", content)
+    assert any(array in line for line in verify(open_bank(str(path))).bad)
+    with Writer(str(path), what, splits()) as writer:
+        assert writer.missing("train") == []
+    assert files_of(path) == before
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+@pytest.mark.parametrize("member", ["train", "train/targets", "train/targets/y"])
+def test_metadata_that_is_damaged_is_told_in_one_line(path, member, content):
+    what = open_bank(str(path)).recipe
+    harm(path / member / "zarr.json", content)
+    with pytest.raises(
+        CacheError, match=f"{member}/zarr.json is damaged .*: remove that file, then"
+    ) as read:
+        verify(open_bank(str(path)))
+    with (
+        pytest.raises(CacheError, match="is damaged") as written,
+        Writer(str(path), what, splits()) as writer,
+    ):
+        writer.lengthen_targets([])
+    assert "\n" not in str(read.value) + str(written.value)
+    harm(path / member / "zarr.json", None)
+    with Writer(str(path), what, splits()) as writer:
+        complete(writer)
+    assert verify(open_bank(str(path))).ok

@@ -19,7 +19,7 @@ from cache.store import writing
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
-    *("demo", "extract", "label", "train", "sweep", "evaluate"),
+    *("demo", "extract", "plan", "convert", "remove", "label", "train", "sweep", "evaluate"),
     *("predict", "inspect", "verify", "list", "tune"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
@@ -174,6 +174,62 @@ def test_verify_prints_its_keys(made):
     assert succeed("verify", made.store) == {"ok": True, "blocks": 3, "bad": []}
 
 
+def test_convert_prints_its_keys(made, tmp_path):
+    flags = ["--dtype", "int8", "--layers", "0,3", "--keep", "first", "--threads", 1]
+    found = succeed("convert", made.store, tmp_path / "small", *flags)
+    keys = {"source", "store", "dtype", "keep", "layers", "splits", "bytes", "blocks", "blocks_written"}
+    assert keys <= found.keys()
+    assert (found["dtype"], found["keep"], found["layers"]) == ("int8", "first", [0, 3])
+    inspected = succeed("inspect", tmp_path / "small")
+    assert inspected["dtype"] == "int8"
+    for split, facts in found["splits"].items():
+        assert facts["clipped_frac"] == inspected["splits"][split]["clipped_frac"] >= 0
+    assert "states cut to the range of int8: train 0.000 %" in call("inspect", tmp_path / "small")[1]
+    code, out, err = call("convert", tmp_path / "small", tmp_path / "back", "--dtype", "float16")
+    assert code == 0
+    assert "float16 regains nothing that int8 had rounded away" in err
+    assert "float16, first, 2 layers" in out
+    assert "nothing to convert" in call("convert", made.store, tmp_path / "small", *flags)[1]
+
+
+def test_wrong_conversions(made, tmp_path):
+    for flags, said in (
+        (["--layers", "0,9"], "keeps 0, 1, 2, 3: choose among these"),
+        (["--keep", "all"], "of which words or first can be made"),
+    ):
+        fails(["convert", made.store, tmp_path / "b", *flags], said)
+    fails(["convert", made.store, made.store], "the bank cannot become itself")
+    fails(["convert", tmp_path / "nothing", tmp_path / "b"], "no bank at")
+
+
+def test_int8_from_extraction_to_prediction(work, tmp_path):
+    store = tmp_path / "int8"
+    asked = ["extract", work.data, "--encoder", work.encoder, "--store", store, "--dtype", "int8"]
+    code, out, err = call(*asked, "--device", "cpu", "--threads", 1, "--json")
+    assert code == 0, err
+    assert ("were cut to its ends" in err) == any(
+        facts["clipped_frac"] > 0.001 for facts in json.loads(out)["splits"].values()
+    )
+    assert json.loads(call("verify", store, "--json")[1])["ok"]
+    run = succeed(
+        "train", store, "--target", "intent", "--out", tmp_path / "r", "--epochs", 3, "--threads", 1
+    )
+    assert succeed("evaluate", tmp_path / "r", "--split", "dev")["score"] == run["dev"]
+    assert (
+        json.loads(call("predict", tmp_path / "r", "open the red door")[1])["intent"] in tiny.VERBS.values()
+    )
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.0011, True), (0.0009, False)])
+def test_states_out_of_range_of_int8_are_warned_of(capsys, share, warned):
+    from pipeline import terminal
+
+    terminal.warn_of_clipping({"dev": {"clipped_frac": share}, "train": {"examples": 3}})
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("split dev: 0.11 % of the states lie outside" in " ".join(err.split())) == warned
+
+
 def test_label_prints_its_targets(work):
     asked = ["--target", "intent", "--target", "score"]
     found = succeed("label", work.store, work.data, *asked)
@@ -308,6 +364,8 @@ def test_commands_are_those():
         ["extract", "D", "--store", "S"],
         ["extract", "D", "--store", "S", "--encoder", "E", "--dtype", "float8"],
         ["extract", "D", "--store", "S", "--encoder", "E", "--keep", "some"],
+        ["convert", "S"],
+        ["convert", "S", "T", "--dtype", "int4"],
         ["label", "S", "D"],
         ["sweep", "S", "--target", "t"],
         ["sweep", "S", "--target", "t", "--out", "r", "--lr", "1e-3,fast"],

@@ -327,3 +327,23 @@ def test_the_size_of_the_batches_changes_nothing_but_rounding(family):
         torch.testing.assert_close(
             states_of(encoder, texts, budget_tokens=budget), alone, atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "same"),
+    [
+        ("hidden_act", "relu", False),
+        ("layer_norm_eps", 1e-5, False),
+        ("is_decoder", True, False),
+        ("hidden_dropout_prob", 0.3, True),
+        ("initializer_range", 0.5, True),
+        ("id2label", {"0": "x"}, True),
+        ("a_setting_of_tomorrow", 3, False),
+    ],
+)
+def test_the_fingerprint_follows_the_settings_that_may_change_states(tmp_path, setting, value, same):
+    folder = copy_of("bert", tmp_path / "changed")
+    config = json.loads((Path(folder) / "config.json").read_text())
+    (Path(folder) / "config.json").write_text(json.dumps({**config, setting: value}))
+    changed = load(folder).record.weights_sha256
+    assert (changed == load(tiny_encoder()).record.weights_sha256) == same

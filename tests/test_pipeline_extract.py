@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache import CacheError, Kind, open_bank, store
+from cache.verify import verify
 from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder, open_encoder
@@ -442,6 +443,27 @@ def test_a_bank_grows_by_the_rows_it_lacks_and_encodes_those_alone(tmp_path, cor
     before = files_of(tmp_path / "b")
     assert extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32").blocks_encoded == 0
     assert files_of(tmp_path / "b") == before
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_int8_bank_grows_with_the_scale_it_has(tmp_path, corpus):
+    old, new = many_rows(60), many_rows(30, seed=8)
+    store = str(tmp_path / "b")
+    extract(corpus(train=old), encoder_of(), store, dtype="int8")
+    before = open_bank(store).split("train")
+    data = corpus(train=[*old, *new], dev=old[:9])
+    extract(data, encoder_of(), store, dtype="int8")
+    grown, exact = open_bank(store), str(tmp_path / "exact")
+    extract(data, encoder_of(), exact, dtype="float32")
+    np.testing.assert_array_equal(grown.split("dev").scale, before.scale)
+    np.testing.assert_array_equal(grown.split("train").shift, before.shift)
+    part, plain = grown.split("train"), states_by_row(open_bank(exact))
+    floats = part.numpy()
+    places = zip(part.start, part.length, part.row, strict=True)
+    errors = [np.abs(floats[:, start : start + n] - plain[row]).ravel() for start, n, row in places]
+    # A few states lie outside of what the first block had.
+    assert np.quantile(np.concatenate(errors), 0.95) < 0.05
+    assert verify(grown).ok
 
 
 def test_a_growth_says_what_it_took_and_what_has_no_labels(tmp_path):

@@ -136,12 +136,14 @@ def test_long_inputs_come_in_chunks_and_in_order(place, monkeypatch):
 
 def test_words_that_are_cut_off_are_counted(place):
     predictor = open_predictor([train(place, "tags-attention", "tags")], device="cpu")
-    many, few, none = predictor.predict([["open"] * 40, ["open", "the"], []])
+    many, few, none, empty = predictor.predict([["open"] * 40, ["open", "the"], [], ["", "the", "", ""]])
     assert many["words_cut"] == 10  # 32 tokens, [CLS] and [SEP] among them
     assert len(many["tags"]) == 40
     assert many["tags"][30:] == ["O"] * 10
     assert few.keys() == {"tags"}
     assert none == {"tags": []}
+    assert empty.keys() == {"tags", "words_empty"}
+    assert empty["words_empty"] == 3
 
 
 def test_no_input_no_output(place):

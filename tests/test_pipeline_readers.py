@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import readers
+from pipeline import columns
 from pipeline.errors import PipelineError
-from pipeline.readers import read_file
+from pipeline.readers import read_file, read_files
 
 
 def write(path, text):
@@ -45,7 +45,7 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
 
 
 def test_types_meet_over_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(columns, "CHUNK_ROWS", 2)
     source = [{"a": None, "b": 1, "c": []}] * 2 + [{"a": "x", "b": 0.5, "c": ["y"]}] * 3
     rows = read_file(write_jsonl(tmp_path / "a.jsonl", source))
     assert rows.table.to_pylist() == source
@@ -74,7 +74,7 @@ def test_objects_are_kept_as_json(tmp_path):
 )
 @pytest.mark.parametrize("chunk", [1, 100])
 def test_a_bad_jsonl_row_is_named(tmp_path, monkeypatch, second, said, chunk):
-    monkeypatch.setattr(readers, "CHUNK_ROWS", chunk)
+    monkeypatch.setattr(columns, "CHUNK_ROWS", chunk)
     assert message(write(tmp_path / "a.jsonl", '{"text": "a"}\n' + second + "\n")).startswith(said)
 
 
@@ -206,7 +206,7 @@ def test_conll_2003_columns_and_iob1(tmp_path):
 
 
 def test_iob1_over_chunks_equals_a_plain_loop(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(columns, "CHUNK_ROWS", 3)
     rng = np.random.default_rng(0)
     sentences = [list(rng.choice(["O", "I-a", "I-b", "B-a"], size=rng.integers(1, 7))) for _ in range(50)]
     text = "\n\n".join("\n".join(f"w\t{tag}" for tag in tags) for tags in sentences)
@@ -241,3 +241,43 @@ def test_other_columns_are_numbered_and_one_column_has_no_tags(tmp_path):
 @pytest.mark.parametrize(("text", "line"), [("a O\nb\n", 2), ("a\tO\nb\t\n", 2), ("a O\n\nb x O\n", 3)])
 def test_a_ragged_conll_row_is_named(tmp_path, text, line):
     assert message(write(tmp_path / "a.conll", text)).startswith(f"a.conll:{line}: ")
+
+
+def files(folder, **contents):
+    paths = {}
+    for split, text in contents.items():
+        paths[split] = folder / f"{split}.csv"
+        paths[split].write_text(text, encoding="utf-8")
+    return {split: rows.table for split, rows in read_files(paths, keep_text=["text"]).items()}
+
+
+def test_what_is_text_in_one_file_is_text_in_all(tmp_path):
+    found = files(
+        tmp_path,
+        train="text,label\n1,a\n2,\n",
+        dev="text,label\n3,1.50\n4,\n",
+        test="text,label\n5,\n6,\n",
+    )
+    assert found["train"]["label"].to_pylist() == ["a", None]
+    assert found["dev"]["label"].to_pylist() == ["1.50", None]
+    assert found["test"]["label"].to_pylist() == [None, None]
+    assert found["dev"]["text"].to_pylist() == ["3", "4"]
+
+
+def test_integers_beside_floats_are_floats_and_empty_columns_take_the_others_type(tmp_path):
+    found = files(
+        tmp_path, train="text,score\na,1\nb,2\n", dev="text,score\nc,0.5\n", test="text,score\nd,\n"
+    )
+    assert [table["score"].to_pylist() for table in found.values()] == [[1.0, 2.0], [0.5], [None]]
+    assert len({table["score"].type for table in found.values()}) == 1
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_blank_lines_of_one_column_are_empty_cells(tmp_path, ending):
+    path = tmp_path / f"train{ending}"
+    path.write_text("\ntext\none\n\n\ntwo\n\n", encoding="utf-8")
+    rows = read_file(path, keep_text=["text"])
+    assert rows.table["text"].to_pylist() == ["one", "", "", "two"]
+    assert rows.lines.tolist() == [3, 4, 5, 6]
+    path.write_text("a,b\n1,2\n\n3,4\n".replace(",", "\t" if ending == ".tsv" else ","), encoding="utf-8")
+    assert read_file(path).table["a"].to_pylist() == [1, 3]

@@ -1,7 +1,11 @@
 """Run folders: what is in them, when they are refused, and that they come back as they were."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import safetensors.torch
 import tiny
 import torch
 
-from pipeline import parts
+from pipeline import parts, results
 from pipeline.errors import PipelineError
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, finite, load_run

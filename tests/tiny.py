@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from banks import codes_of
 
-from cache import Bank, EncoderRecord, Kind, Recipe, Rows, Target, Writer, open_bank
-from cache.codecs import numpy_dtype
+from cache import Bank, Calibration, EncoderRecord, Kind, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
 
 LAST, WIDTH = 3, 8
@@ -128,14 +128,28 @@ def bank(path, *, sizes=None, skipped=None, only=("label", "tags", "value"), **c
         for split, found in splits.items()
     }
     with Writer(str(path), what, rows) as writer:
+        if what.dtype == "int8":
+            writer.calibrate(calibration_of(what, splits["train"]))
         for split, found in splits.items():
             for block in writer.missing(split):
-                writer.write_block(split, block, *_block(writer, split, block, found))
+                states, small = _block(writer, split, block, found)
+                if what.dtype == "int8":
+                    states, clipped = codes_of(states, writer.calibration)
+                    writer.write_block(split, block, states, small, clipped)
+                else:
+                    writer.write_block(split, block, states, small)
             for target in targets(found):
                 if target.name in only:
                     writer.write_target(split, target)
         writer.finish(skipped=dict(skipped or {}))
     return open_bank(str(path))
+
+
+def calibration_of(what, rows):
+    """Scale and shift with which no state of any split is out of range."""
+    largest = np.abs(np.concatenate([row.states for row in rows], axis=1)).max((1, 2))[list(what.layers)]
+    scale = np.repeat(1.5 * largest[:, None] / 127, WIDTH, axis=1).astype(np.float32)
+    return Calibration(scale=scale, shift=np.full_like(scale, 0.05))
 
 
 @cache
@@ -148,6 +162,8 @@ def shared(**changes) -> Bank:
 
 def _block(writer, split, block, rows):
     plan, states = writer.plans[split], writer.block_buffer(split)
+    if states.dtype == np.int8:
+        states = np.zeros(states.shape, np.float32)
     room = plan.block_tokens
     small = {
         "input_ids": np.zeros(room, np.int32),
@@ -160,7 +176,7 @@ def _block(writer, split, block, rows):
         kept = row.kept(writer.recipe.keep)
         inside = slice(start, start + int(kept.sum()))
         chosen = row.states[list(writer.recipe.layers)][:, kept]
-        states[:, inside] = chosen.astype(numpy_dtype(writer.recipe.dtype))
+        states[:, inside] = chosen.astype(states.dtype)
         small["word_id"][inside], small["kind"][inside] = row.word_id[kept], row.kind[kept]
     return states, small
 

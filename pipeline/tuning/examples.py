@@ -94,7 +94,7 @@ def read_examples(
     if split not in corpus.splits:
         raise PipelineError(f"{corpus.name} has no split {split!r}: {nearest(split, corpus.splits)}")
 
-    def rows(first: int, last: int) -> tuple[list[str] | list[list[str]], list[str] | None]:
+    def rows(first: int, last: int) -> Any:
         return corpus.texts(split, slice(first, last)), corpus.pairs(split, slice(first, last))
 
     tokens = tokenize(backbone.tokenizer, batches_of(rows, len(corpus.split(split))), max_length=max_length)

@@ -55,7 +55,8 @@ from sae_lens.config import CacheActivationsRunnerConfig
 texts = open(sentences, encoding="utf-8").read().splitlines()
 tokenizer = AutoTokenizer.from_pretrained(encoder)
 ids = [i for text in texts for i in tokenizer(text)["input_ids"]]
-rows = Dataset.from_dict({"tokens": [ids[k : k + 128] for k in range(0, len(ids) - 127, 128)]})
+contexts = [ids[k : k + 128] for k in range(0, len(ids) - 127, 128)]
+rows = Dataset.from_dict({"tokens": contexts[: len(contexts) // 8 * 8]})  # it waits for whole batches
 config = AutoConfig.from_pretrained(encoder)
 hooks = ["bert.embeddings", *(f"bert.encoder.layer.{k}" for k in range(config.num_hidden_layers))]
 seconds = 0.0

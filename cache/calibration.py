@@ -1,0 +1,163 @@
+"""The scale and shift of an int8 bank: what they are made of, and how they lie beside the states.
+
+A state x of a channel is stored as the whole number q from -127 to 127 nearest to (x - shift) / scale.
+Scale and shift are calibrated once, before any block is written; root attribute ``calibration`` is their
+digest and is set when every split has them. Blocks are never written under others.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from jaxtyping import Float, Float32, Int8
+from numpy import ndarray
+
+from cache import codecs, store
+from cache.errors import CacheError
+from cache.layout import CALIBRATION, CLIPPED, SCALE, SHIFT, Recipe
+from cache.plan import Plan
+
+LEVELS = 127
+"""Largest whole number; -128 is left out, so that the range lies evenly around the shift."""
+
+MARGIN = 1.1
+"""Range of a channel, in ranges seen while calibrating: states seen later go a little beyond."""
+
+_FLOOR_FRAC, _OWN_FLOOR_FRAC = 0.01, 1e-4
+"""Least half range of a channel, in largest states of the layer's median channel and of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Scale and shift of every channel of the layers kept."""
+
+    scale: Float32[ndarray, "layer width"]
+    shift: Float32[ndarray, "layer width"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of both."""
+        parts = [np.ascontiguousarray(part, "<f4").tobytes() for part in (self.scale, self.shift)]
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def from_ranges(
+    lowest: Float[ndarray, "layer width"], highest: Float[ndarray, "layer width"]
+) -> Calibration:
+    """The calibration for states that lay between these.
+
+    A channel that hardly moves gets a range of its own too: what the order of a sum changes in its last
+    bits is not to count as out of range.
+    """
+    lowest, highest = lowest.astype(np.float64), highest.astype(np.float64)
+    largest = np.maximum(np.abs(lowest), np.abs(highest))
+    floor = np.maximum(_FLOOR_FRAC * np.median(largest, axis=-1, keepdims=True), _OWN_FLOOR_FRAC * largest)
+    half = np.maximum(MARGIN * (highest - lowest) / 2, floor)
+    scale = np.maximum(half / LEVELS, np.finfo(np.float32).tiny)
+    return Calibration(scale=scale.astype(np.float32), shift=((lowest + highest) / 2).astype(np.float32))
+
+
+def calibration_split(plans: Mapping[str, Plan]) -> str | None:
+    """The split whose first block calibrates the bank: train, else dev, else the first by name.
+
+    None where no split has a token.
+    """
+    usual = {"train": 0, "dev": 1}
+    filled = [name for name, plan in plans.items() if plan.length.sum()]
+    return min(filled, key=lambda name: (usual.get(name, 2), name), default=None)
+
+
+def dequantise(
+    states: Int8[ndarray, "*axes token width"],
+    scale: Float32[ndarray, "*rows width"],
+    shift: Float32[ndarray, "*rows width"],
+    out: Float32[ndarray, "*axes token width"] | None = None,
+) -> Float32[ndarray, "*axes token width"]:
+    """Stored states as numbers: q · scale + shift of the channel."""
+    floats = np.multiply(states, scale[..., None, :], out=out, dtype=np.float32)
+    return np.add(floats, shift[..., None, :], out=floats)
+
+
+def fit_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
+    """Makes the arrays of a split that only an int8 bank has where they are not; gives them their length."""
+    channels, counts = (len(recipe.layers), recipe.encoder.width), (n_blocks, len(recipe.layers))
+    numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
+    for name, shape, chunks, dtype, axes in (
+        (SCALE, channels, channels, numbers, ("layer", "width")),
+        (SHIFT, channels, channels, numbers, ("layer", "width")),
+        (CLIPPED, counts, (1, len(recipe.layers)), whole, ("block", "layer")),
+    ):
+        found = store.member(group, name)
+        if found is None:
+            store.forget_metadata(group, name)
+            _make(group, name, shape, chunks, dtype, axes)
+        elif found.shape != shape:
+            found.resize(shape)
+
+
+def _make(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    axes: tuple[str, ...],
+) -> None:
+    group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        compressors=codecs.bytes_codecs("none", dtype),
+        dimension_names=axes,
+        config={"write_empty_chunks": True},
+    )
+
+
+def settle(root: zarr.Group, splits: Iterable[str]) -> Calibration | None:
+    """The calibration of a bank; a split that has lost it gets it from another one.
+
+    Returns:
+        None where no split has it: it was not made yet, or all are damaged.
+    """
+    digest = root.attrs.get(CALIBRATION)
+    found = {name: _read(root[name]) for name in splits} if digest else {}
+    whole = next((each for each in found.values() if each and each.digest == digest), None)
+    for name, each in found.items():
+        if whole and (each is None or each.digest != digest):
+            _write(root[name], whole)
+    return whole
+
+
+def record(root: zarr.Group, splits: Iterable[str], calibration: Calibration) -> None:
+    """Writes a calibration into every split, the root's attribute last.
+
+    Raises:
+        CacheError: the bank was calibrated before, to other values.
+    """
+    digest = root.attrs.get(CALIBRATION)
+    if digest not in (None, calibration.digest):
+        raise CacheError(
+            "scale and shift of the bank are damaged in every split, and on this machine they come out "
+            "otherwise: extract into another --store"
+        )
+    for name in splits:
+        _write(root[name], calibration)
+    if digest is None:
+        root.update_attributes({CALIBRATION: calibration.digest})
+
+
+def _read(group: zarr.Group) -> Calibration | None:
+    try:
+        return Calibration(scale=store.read_whole(group[SCALE]), shift=store.read_whole(group[SHIFT]))
+    except store.UNREADABLE:
+        return None
+
+
+def _write(group: zarr.Group, calibration: Calibration) -> None:
+    for name, values in ((SCALE, calibration.scale), (SHIFT, calibration.shift)):
+        # Zeros alone must be written too: existing is being whole.
+        group[name].with_config({"write_empty_chunks": True})[:] = values

@@ -1,0 +1,75 @@
+"""Some tokens and layers of a split of a bank, as the writer of a smaller bank wants them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int, Shaped
+from numpy import ndarray
+from torch import Tensor
+
+from cache import Kind, Recipe, Rows, Split, Target
+from cache.layout import Keep
+from cache.plan import Plan
+from cache.targets import ranges, reorder_extra, reorder_tags, spans
+from pipeline.arrays import channel_range, to_torch
+
+
+class Excerpt:
+    """What a smaller bank takes of a split.
+
+    Args:
+        split: of the larger bank.
+        recipe: of the smaller one.
+    """
+
+    def __init__(self, split: Split, recipe: Recipe) -> None:
+        self.split, self.layers = split, recipe.layers
+        self.scale, self.shift = channel_range(split, recipe.layers, torch.device("cpu"))
+        self._example_of = np.argsort(split.row)
+        position = ranges(split.start, split.length)
+        kept = _kept(split, position, recipe.keep)
+        self._position = position[kept]
+        self._bounds = spans(kept.view(np.int8))[spans(split.length)]
+
+    def rows(self) -> Rows:
+        """What the plan is made of, in row order."""
+        return Rows(
+            length=np.diff(self._bounds)[self._example_of].astype(np.int32),
+            n_words=self.split.n_words[self._example_of],
+            text_hash=self.split.text_hash[self._example_of],
+        )
+
+    def positions(self, plan: Plan, block: int) -> Int[ndarray, " token"]:
+        """Where the tokens of a block to make lie in the source."""
+        examples = self._example_of[plan.row[plan.examples(block)]]
+        first = self._bounds[examples]
+        return self._position[ranges(first, self._bounds[examples + 1] - first)]
+
+    def stored(self, position: Int[ndarray, " token"]) -> Shaped[Tensor, "layer token width"]:
+        """States as the source has them."""
+        return to_torch(self.split.take(position, self.layers))
+
+    def targets(self) -> Iterator[Target]:
+        """The labels, in row order."""
+        for name in self.split.target_names():
+            target, order = self.split.target(name), self._example_of
+            counts = {"tags": self.split.n_words, "choice": self.split.n_words, "token": self.split.length}
+            if target.kind in counts:
+                yield replace(target, values=reorder_tags(target.values, counts[target.kind], order))
+            else:
+                extra = reorder_extra(self.split.target_extra(name), order)
+                yield replace(target, values=target.values[order], extra=extra)
+
+
+def _kept(split: Split, position: Int[ndarray, " token"], keep: Keep) -> Bool[ndarray, " token"]:
+    """Which of a split's tokens a bank of that `keep` holds; see `pipeline.tokens.Tokens.kept`."""
+    if keep == split.keep:
+        return np.ones(len(position), dtype=bool)
+    first = np.zeros(len(position), dtype=bool)
+    first[spans(split.length)[:-1][split.length > 0]] = True
+    first |= split.kind[position] == Kind.OPTION
+    if keep == "first":
+        return first
+    return first | np.isin(split.kind[position], (Kind.WORD, Kind.PAIR_WORD))
