@@ -425,3 +425,11 @@ def test_one_source_and_no_target_is_attention_with_that_query():
 def test_mixture_needs_sources_of_one_kind(options):
     with pytest.raises(ValueError, match=r"--set sources=RUN,RUN .* or --set random_sources=N"):
         build("mixture", **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1000.0}, {"temperature": math.nan}, {"size": 0}], ids=str
+)
+def test_mixture_takes_numbers_of_its_range(options):
+    with pytest.raises(ValueError, match=r"exponent from -20 to 20|sizes of 1 or more"):
+        build("mixture", **options)

@@ -65,7 +65,7 @@ class Mixture(Fusion):
             share of 1 in either case, so it gets no network.
 
     Raises:
-        ValueError: there are no sources, or sources of both kinds.
+        ValueError: there are no sources, or sources of both kinds; a number is out of its range.
     """
 
     mixes_tokens: ClassVar[bool] = True
@@ -92,6 +92,8 @@ class Mixture(Fusion):
                 "mixture mixes the queries of trained heads: give --set sources=RUN,RUN (runs of --fusion "
                 "attention), or --set random_sources=N"
             )
+        if not abs(temperature) <= 20:
+            raise ValueError(f"mixture: temperature is {temperature}; it is an exponent from -20 to 20")
         self.out_width = width
         # Queries of trained heads come in place of these draws (see `pipeline.transfer`).
         self.register_buffer("sources", normal((n_sources, width), 0.02, generator).detach())
