@@ -119,7 +119,7 @@ class Mixture(Fusion):
         if self.mixer is None:
             n_heads, n_sources, _ = self.sources.shape
             return self.sources.new_full((n_heads, len(lengths), n_sources), 1 / n_sources)
-        examples = states[0].split(lengths.tolist())
+        examples = torch.split(states[0], lengths.tolist())
         pooled = torch.stack([x.amax(0) if len(x) else x.sum(0) for x in examples])
         shares: Tensor = self.mixer(pooled[None], self.sources)
         return shares
