@@ -637,6 +637,24 @@ def predict(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Runs of one target, or folders that hold them.")
+    ],
+    out: Annotated[str | None, typer.Option(help="Folder for the picture of loss against time.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Puts runs of one target side by side: scores, parameters, seconds, memory, bytes."""
+    from pipeline import compare as module
+    from pipeline import plot, terminal
+
+    result = module.compare(runs)
+    if out is not None:
+        result["pictures"] = plot.loss_pictures(module.curves(runs), result["target"], out)
+    _print(result, as_json, terminal.show_comparison)
+
+
+@app.command()
 def inspect(store: Store, as_json: AsJson = False) -> None:
     """Shows what a bank holds."""
     from cache import open_bank

@@ -1,7 +1,7 @@
 """A head: a fusion and a decoder, for one or many heads of one shape."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import safetensors.torch
@@ -38,10 +38,13 @@ class HeadSpec:
     n_classes: int  # scores it gives
     fusion_options: dict[str, Any] = field(default_factory=dict)
     decoder_options: dict[str, Any] = field(default_factory=dict)
+    # What the fusion's buffers hold at the start, in place of what it draws; kept with the weights.
+    taken: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as a run folder keeps it."""
-        return {**asdict(self), "layers": list(self.layers)}
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "taken"}
+        return {**values, "layers": list(self.layers)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "HeadSpec":
@@ -174,6 +177,8 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
             decoder.start_from(_read_weights(spec.decoder_options["output_layer"]))
     except ValueError as error:
         raise PipelineError(f"--fusion {spec.fusion}, --decoder {spec.decoder}: {error}") from error
+    for name, values in spec.taken.items():
+        fusion.get_buffer(name).copy_(values)
     return Head(fusion, decoder)
 
 

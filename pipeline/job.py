@@ -13,6 +13,7 @@ from pipeline import metrics
 from pipeline.batches import Feeds, Labelled, load
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import Head, HeadSpec, build_head, plan_head
+from pipeline.transfer import take_sources
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -205,7 +206,7 @@ def plan_goal(
         options=options,
     )
     chosen = metrics.resolve(metric or labels.metric, labels.kind, labels.names)
-    return Goal(target=labels, spec=spec, metric=chosen)
+    return Goal(target=labels, spec=take_sources(spec, bank.recipe.encoder), metric=chosen)
 
 
 def prepare(

@@ -1,4 +1,4 @@
-"""The pictures of a sweep: score against trainable parameters, and score by layer for probes."""
+"""Pictures: score against trainable parameters, score by layer for probes, loss against time."""
 
 import json
 from collections import defaultdict
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
+
+from pipeline.errors import PipelineError
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -31,21 +33,55 @@ def sweep_pictures(rows: Rows, out: str) -> list[str]:
     return files
 
 
-def _figure(target: str, metric: str) -> tuple[Any, Any]:
+def loss_pictures(curves: Sequence[Mapping[str, Any]], target: str, out: str) -> list[str]:
+    """Draws training loss against seconds of training, as SVG and PNG.
+
+    Args:
+        curves: of `pipeline.compare.curves`; what goes through the encoder is dashed.
+        target: what all of them learn.
+        out: folder of the pictures, made where it is not there.
+
+    Returns:
+        The files written.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    figure, axes = _figure(target, "training loss")
+    for curve in curves:
+        points = [pair for pair in zip(curve["seconds"], curve["loss"], strict=True) if pair[1] is not None]
+        style = "o--" if curve["kind"] == "tune" else "o-"
+        seconds, losses = [pair[0] for pair in points], [pair[1] for pair in points]
+        axes.plot(seconds, losses, style, markersize=3, label=curve["label"])
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds of training, without extraction")
+    axes.legend(frameon=False, fontsize="small")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        return _save(figure, Path(out) / f"{target}-loss")
+    except OSError as error:
+        raise PipelineError(f"--out {out} cannot be written: {error}") from error
+
+
+def _figure(target: str, ylabel: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    axes.set_ylabel(f"dev {metric}, %" if metric != "mse" else "dev mse")
+    axes.set_ylabel(ylabel)
     axes.set_title(target, loc="left")
     axes.grid(visible=True, axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
+def _score(metric: str) -> str:
+    return f"dev {metric}, %" if metric != "mse" else "dev mse"
+
+
 def _score_by_parameters(rows: Rows, target: str) -> Any:
     """Mean and spread over seeds of each fusion's best setting, against trainable parameters."""
-    figure, axes = _figure(target, rows[0]["metric"])
+    figure, axes = _figure(target, _score(rows[0]["metric"]))
     for fusion, best in best_settings(rows).items():
         scores = [row["dev"] for row in best]
         axes.errorbar(
@@ -61,7 +97,7 @@ def _score_by_parameters(rows: Rows, target: str) -> Any:
 
 def _score_by_layer(rows: Rows, target: str) -> Any:
     """Mean and spread over seeds of the probe on each layer."""
-    figure, axes = _figure(target, rows[0]["metric"])
+    figure, axes = _figure(target, _score(rows[0]["metric"]))
     by_layer: dict[int, list[Any]] = defaultdict(list)
     for row in rows:
         by_layer[json.loads(row["options"])["layer"]].append(row)

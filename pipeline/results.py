@@ -112,8 +112,20 @@ def save_run(
     schedule: Schedule,
     splits: Mapping[str, str],
     seconds: float,
+    peak_memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Writes a run folder whole: under another name first, then renamed.
+
+    Args:
+        out: the folder.
+        trained: the head.
+        job: what it learned.
+        bank: what it read.
+        rates: its seed and rates.
+        schedule: epochs and batches.
+        splits: the splits in the roles of train and dev.
+        seconds: of all the work.
+        peak_memory_bytes: the most memory the run took; None where it was one of a stack.
 
     Returns:
         The content of ``result.json``.
@@ -121,7 +133,7 @@ def save_run(
     Raises:
         PipelineError: the disk refuses.
     """
-    result = _result(out, trained, job, seconds)
+    result = {**_result(out, trained, job, seconds), "peak_memory_bytes": peak_memory_bytes}
     config = {
         "source": asdict(Source.of(bank, splits)),
         "target": {"name": job.target.name, "kind": job.target.kind, "names": list(job.target.names)},

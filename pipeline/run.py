@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cache import open_bank
+from pipeline import memory
 from pipeline.batches import MEMORY_BYTES, Feeds
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
@@ -60,7 +61,9 @@ def train_run(
     check_free(out, overwrite=overwrite)
     rates, schedule = rates or HeadRates(), schedule or Schedule()
     splits = splits or {"train": "train", "dev": "dev"}
+    device = device or torch.device("cpu")
     began = time.perf_counter()
+    memory.start(device)
     bank = open_bank(store)
     job = prepare(
         bank,
@@ -71,7 +74,7 @@ def train_run(
         metric=metric,
         train_split=splits["train"],
         dev_split=splits["dev"],
-        feeds=Feeds(memory_bytes=memory_bytes, device=device or torch.device("cpu"), note=note),
+        feeds=Feeds(memory_bytes=memory_bytes, device=device, note=note),
     )
     trained = fit(job, [rates], schedule, progress)[0]
     trained.check()
@@ -84,4 +87,5 @@ def train_run(
         schedule=schedule,
         splits=splits,
         seconds=time.perf_counter() - began,
+        peak_memory_bytes=memory.peak_bytes(device),
     )

@@ -388,3 +388,28 @@ def _setting(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         mean(tests) if tests else "",
         first["parameters"],
     )
+
+
+def show_comparison(result: Mapping[str, Any]) -> None:
+    """Runs side by side, best first."""
+    rows = [
+        (
+            run["run"],
+            run["method"],
+            "" if run["dev"] is None else run["dev"],
+            run["parameters"],
+            run["seconds_per_epoch"],
+            "never" if run["seconds_to_95"] is None else f"{run['seconds_to_95']:.2f}",
+            "" if run["peak_memory_bytes"] is None else size(run["peak_memory_bytes"]),
+            size(run["bytes"]),
+            "" if run["bank_bytes"] is None else size(run["bank_bytes"]),
+        )
+        for run in result["runs"]
+    ]
+    score = f"dev {result['metric']}"
+    columns = ("run", "method", score, "parameters", "s/epoch", "s to 95 %", "peak memory", "run", "bank")
+    table(f"target {result['target']}", columns, rows)
+    for line in result["notes"]:
+        note(line)
+    for path in result.get("pictures", []):
+        say(path)

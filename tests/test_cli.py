@@ -20,7 +20,7 @@ from cache.store import writing
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "extract", "plan", "convert", "remove", "label", "train", "sweep", "evaluate"),
-    *("predict", "inspect", "verify", "list", "tune"),
+    *("predict", "compare", "inspect", "verify", "list", "tune"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
@@ -555,6 +555,47 @@ def test_sweep_prints_its_keys_and_leaves_tables_and_pictures(work):
     assert code == 0
     assert "epoch" not in err
     assert f"{found['heads']} heads in" in text
+
+
+def test_mixture_of_trained_heads_and_all_of_them_compared(work):
+    succeed(*extracting(work), "--keep", "all")
+    again = work.folder / "again"
+    succeed("train", work.store, "--target", "intent", "--epochs", 1, "--seed", 1, "--out", again)
+    asked = ["--fusion", "mixture", "--set", f"sources={work.run},{again}", "--set", "size=4"]
+    train = ["train", work.folder / "new", "--target", "intent", "--epochs", 1, *asked]
+    assert succeed(*train, "--out", work.folder / "r")["fusion_parameters"] == 16 + 2 * 4 * 16 + 2 * 16
+    shutil.rmtree(again)
+    assert succeed("evaluate", work.folder / "r")["split"] == "test"
+    runs = [work.folder / "r", work.run]
+    table = succeed("compare", *runs, "--out", work.folder / "compared")
+    assert table["target"] == "intent"
+    assert sorted(run["method"] for run in table["runs"]) == ["attention", "mixture"]
+    assert [Path(path).stat().st_size > 0 for path in table["pictures"]] == [True, True]
+    code, out, err = call("compare", *runs)
+    assert (code, err) == (0, "the heads read different banks\n")
+    assert "s to 95 %" in out
+    assert "mixture" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["compare"], 2, "RUN"),
+        (["compare", "nowhere"], 1, "no run at nowhere: make one with"),
+        (["compare", "r", "other"], 1, "compare runs of one target"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_compared(work, args, code, said, monkeypatch):
+    monkeypatch.chdir(work.folder)
+    succeed(*training(work))
+    shutil.copytree("r", "other")
+    text = Path("other/config.json").read_text().replace('"name": "intent"', '"name": "else"')
+    Path("other/config.json").write_text(text)
+    found, out, err = call(*args)
+    assert (found, out) == (code, "")
+    assert said in err
+    assert err.count("\n") == 1 or code == 2
 
 
 def test_sweep_from_a_file_and_flags_that_win(work):

@@ -12,8 +12,8 @@ from pipeline.stack import stack, unstack
 
 LAST, WIDTH = 3, 8
 LENGTHS = [3, 0, 5, 1]
-OPTIONS = {"layer": 2}
-"""Values of the hyper-parameters that have no default."""
+OPTIONS = {"layer": 2, "random_sources": 3}
+"""Values of the hyper-parameters that have no default, or none that a fusion can be built with."""
 
 
 def build(name, seed=0, last=LAST, width=WIDTH, **options):
@@ -223,6 +223,29 @@ def encoder_layer(x, b):
     return layer_norm(x + network, b["norm_network.weight"], b["norm_network.bias"])
 
 
+def by_mixture(z, lengths, w):
+    fused, first = np.zeros_like(z[0]), 0
+    for length in lengths:
+        tokens = slice(first, first + length)
+        first += length
+        if not length:
+            continue
+        query = np.zeros(WIDTH)
+        shares = np.full(len(w["sources"]), 1 / len(w["sources"]))
+        if "mixer.down.weight" in w:
+            inner = z[0, tokens].max(0) @ w["mixer.down.weight"]
+            hidden = (inner / (1 + np.exp(-inner))) @ w["mixer.up.weight"]
+            hidden = layer_norm(hidden, w["mixer.norm.weight"][0], w["mixer.norm.bias"][0])
+            dots = np.array([source @ hidden for source in w["sources"]])
+            shares = softmax(dots / (WIDTH * math.exp(w["temperature"])), 0)
+        for share, source in zip(shares, w["sources"], strict=True):
+            query = query + share * source
+        if "query" in w:
+            query = query + w["query"]
+        fused[tokens] = by_attention(z[:, tokens], [length], {"query": query})
+    return fused
+
+
 @pytest.mark.parametrize(
     ("name", "equation", "options"),
     [
@@ -236,12 +259,20 @@ def encoder_layer(x, b):
         ("affine", by_affine, {}),
         ("dwatt", by_dwatt, {}),
         ("transformer", by_transformer, {}),
+        ("mixture", by_mixture, {}),
+        ("mixture", by_mixture, {"temperature": -2.0, "size": 5}),
+        ("mixture", by_mixture, {"temperature": -2.0, "target": False}),
+        ("mixture", by_mixture, {"attention": False}),
+        ("mixture", by_mixture, {"random_sources": 1}),
     ],
 )
 def test_equals_the_equation(name, equation, options):
     fusion, reads = build_shaken(name, **options)
+    if name == "mixture":  # queries as long as trained ones are: the shares differ
+        fusion.sources.mul_(50)
     states, lengths = batch()
-    expected = equation(states.double().numpy(), LENGTHS, weights_of(fusion))
+    constants = weights_of(fusion) | {"temperature": options.get("temperature", 1.0)}
+    expected = equation(states.double().numpy(), LENGTHS, constants)
     fused = fusion(states[reads], lengths)[0].detach().numpy()
     np.testing.assert_allclose(fused, expected, atol=1e-5, rtol=1e-5)
 
@@ -286,6 +317,12 @@ def test_transformer_equals_torchs_encoder_layers():
         ("dwatt", {}, 25 * (1024**2 + 2560) + 2 * 24 * 1024 + 24 * 1024),
         ("transformer", {"n": 1}, 12 * 1024**2 + 13 * 1024),
         ("transformer", {}, 2 * (12 * 1024**2 + 13 * 1024)),
+        ("mixture", {}, 1024 + 2 * 100 * 1024 + 2 * 1024),
+        ("mixture", {"size": 7}, 1024 + 2 * 7 * 1024 + 2 * 1024),
+        ("mixture", {"target": False}, 2 * 100 * 1024 + 2 * 1024),
+        ("mixture", {"attention": False}, 1024),
+        ("mixture", {"random_sources": 1}, 1024),
+        ("mixture", {"random_sources": 1, "target": False}, 0),
     ],
 )
 def test_parameter_count_for_bert_large(name, options, count):
@@ -312,6 +349,8 @@ def test_which_layers_are_read():
     assert reads["single_layer"] == [2]
     assert reads["affine"] == reads["dwatt"] == [1, 2, 3]
     assert reads["average"] == reads["linear"] == reads["concat"] == reads["attention"] == [0, 1, 2, 3]
+    assert reads["mixture"] == [0, 1, 2, 3]
+    assert parts.load("fusion", "mixture").reads([2, 3], LAST) == [0, 2, 3]
 
 
 def test_dwatt_asks_for_the_last_layer_even_where_it_is_not_kept():
@@ -355,3 +394,42 @@ def test_transformer_alone_mixes_tokens():
 def test_transformer_needs_a_layer():
     with pytest.raises(ValueError, match="at least one layer"):
         build("transformer", n=0)
+
+
+def test_shares_differ_between_examples_and_not_within_one():
+    fusion, reads = build_shaken("mixture", temperature=-2.0)
+    fusion.sources.mul_(50)
+    states, lengths = batch()
+    shares = fusion.shares(states[reads], lengths)
+    assert shares.shape == (1, len(LENGTHS), 3)
+    torch.testing.assert_close(shares.sum(-1), torch.ones(1, len(LENGTHS)))
+    assert (shares[0, 0] - shares[0, 2]).abs().max() > 0.01
+    flat = build("mixture", attention=False)[0].shares(states[reads], lengths)
+    assert torch.equal(flat, torch.full((1, len(LENGTHS), 3), 1 / 3))
+
+
+def test_one_source_and_no_target_is_attention_with_that_query():
+    mixture, reads = build("mixture", random_sources=1, target=False)
+    attention = build("attention")[0]
+    with torch.no_grad():
+        attention.query.copy_(mixture.sources[0])
+    states, lengths = batch()
+    torch.testing.assert_close(mixture(states[reads], lengths), attention(states[reads], lengths))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"random_sources": 0}, {"random_sources": -1}, {"sources": "a", "random_sources": 2}],
+    ids=str,
+)
+def test_mixture_needs_sources_of_one_kind(options):
+    with pytest.raises(ValueError, match=r"--set sources=RUN,RUN .* or --set random_sources=N"):
+        build("mixture", **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 1000.0}, {"temperature": math.nan}, {"size": 0}], ids=str
+)
+def test_mixture_takes_numbers_of_its_range(options):
+    with pytest.raises(ValueError, match=r"exponent from -20 to 20|sizes of 1 or more"):
+        build("mixture", **options)

@@ -142,7 +142,11 @@ DECODERS = {
 
 def fitting(fusion):
     """Values of the hyper-parameters without a default, and small ones for the large."""
-    return {"single_layer": {"layer": 2}, "transformer": {"n": 1}}.get(fusion, {})
+    return {
+        "single_layer": {"layer": 2},
+        "transformer": {"n": 1},
+        "mixture": {"random_sources": 3},
+    }.get(fusion, {})
 
 
 def parameters(head):

@@ -22,7 +22,7 @@ from pipeline.train import predictions
 
 SIZES = {"train": 40, "dev": 25}
 FUSIONS = parts.names("fusion")
-OPTIONS = {"single_layer": {"layer": 2}, "transformer": {"n": 1}}
+OPTIONS = {"single_layer": {"layer": 2}, "transformer": {"n": 1}, "mixture": {"random_sources": 3}}
 COLUMNS = {
     "words": ["tokens", "tags", "intent", "score"],
     "text": ["text", "intent", "score"],

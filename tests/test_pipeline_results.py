@@ -113,7 +113,11 @@ def test_weights_have_no_head_axis(finished):
 @pytest.mark.parametrize("target", ["label", "tags", "value"])
 @pytest.mark.parametrize("fusion", parts.names("fusion"))
 def test_run_comes_back_with_the_same_predictions(fusion, target, tmp_path):
-    options = {"single_layer": {"layer": 2}, "transformer": {"n": 1}}.get(fusion, {})
+    options = {
+        "single_layer": {"layer": 2},
+        "transformer": {"n": 1},
+        "mixture": {"random_sources": 3},
+    }.get(fusion, {})
     if target == "tags":
         options = {**options, "crf": True}
     out = tmp_path / "r"

@@ -20,6 +20,13 @@ class Fusion(nn.Module, ABC):
     mixes_tokens: ClassVar[bool] = False
     """Whether a token's vector depends on the other tokens of its example (needs every token)."""
 
+    takes: ClassVar[tuple[str, str] | None] = None
+    """A fusion and the name of its parameter that this one takes from trained heads, if it takes one.
+
+    Then its option `sources` names their runs, with commas between, and its buffer ``sources`` holds what
+    they learned (see `pipeline.transfer`).
+    """
+
     out_width: int
 
     @classmethod

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from cache import Target
-from pipeline import metrics
+from pipeline import memory, metrics
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, read_labels
 from pipeline.results import finite
-from pipeline.tuning import folder, memory
+from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
 from pipeline.tuning.examples import Examples, in_order, make_batch, read_examples

@@ -18,7 +18,11 @@ def start(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since `start`: tensors of a CUDA device, else the whole process in main memory."""
+    """The peak since `start`: tensors of a CUDA device, else all of the process in main memory.
+
+    The process is more than the work: the libraries take some 100 MB, and pages of a mapped bank count as
+    long as the system keeps them.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     with contextlib.suppress(OSError, StopIteration):
