@@ -13,7 +13,7 @@ from encoders import MASKED_LM, SENTENCES, tiny_encoder, tiny_masked_lm
 from typer.testing import CliRunner
 
 import cli
-from cache import Kind, open_bank
+from cache import CacheError, Kind, open_bank
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -263,14 +263,37 @@ def test_a_killed_extraction_goes_on_and_a_second_does_nothing(tmp_path):
         maskings=2,
     )
     assert again.blocks_encoded == 0
-    for change in ({"maskings": 3}, {"seed": 1}):
-        with pytest.raises(Exception, match="name another --store"):
-            extract(
-                load_corpus(str(tmp_path / "data")),
-                Encoder(encoder),
-                first.store,
-                **{"keep": "masked", "dtype": "float32", "max_length": MAX_LENGTH, "maskings": 2, **change},
-            )
+    with pytest.raises(CacheError, match="name another --store"):
+        extract(
+            load_corpus(str(tmp_path / "data")),
+            Encoder(encoder),
+            first.store,
+            keep="masked",
+            dtype="float32",
+            max_length=MAX_LENGTH,
+            maskings=2,
+            seed=1,
+        )
+
+
+def test_more_maskings_are_further_rows_and_they_alone_are_encoded(tmp_path):
+    encoder = tiny_masked_lm("bert")
+    first = bank(tmp_path, encoder)
+    more = extract(
+        load_corpus(str(tmp_path / "data")),
+        Encoder(encoder),
+        first.store,
+        keep="masked",
+        dtype="float32",
+        max_length=MAX_LENGTH,
+        maskings=3,
+    )
+    text = draw(encoder, LINES[4:], maskings=3)[2]
+    assert more.new_rows["dev"] == len(text.tokens.length) / 3
+    split = open_bank(more.store).split("dev")
+    rows = [rows_of(text.tokens, v) for v in (text.true_ids, text.tokens.predicted)]
+    expected = [np.array(rows[0][row])[rows[1][row]] for row in split.row]
+    assert split.target("token").values.tolist() == np.concatenate(expected).tolist()
 
 
 def test_what_cannot_be_masked_is_refused(tmp_path, bert_bank):
