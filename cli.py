@@ -404,12 +404,15 @@ def sweep(
     test_split: Annotated[str, typer.Option(help="Split to score at the end.")] = "test",
     memory: Memory = "4GiB",
     precision: Precision = "auto",
+    scheduler: Scheduler = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
-    from pipeline import plot, terminal
+    from contextlib import nullcontext
+
+    from pipeline import cluster, plot, terminal
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
     from pipeline.job import Schedule
@@ -446,14 +449,16 @@ def sweep(
         memory_bytes=_bytes(memory),
         device=str(where),
     )
-    result = run(
-        plan,
-        grid,
-        out=out,
-        trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials else None,
-        note=terminal.note,
-        progress=terminal.stack_note,
-    )
+    with cluster.connect(scheduler, threads=threads) if scheduler else nullcontext() as client:
+        result = run(
+            plan,
+            grid,
+            out=out,
+            trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials else None,
+            client=client,
+            note=terminal.note,
+            progress=terminal.stack_note,
+        )
     result["pictures"] = plot.sweep_pictures(result["rows"], out)
     _print(result, as_json, terminal.show_sweep)
 

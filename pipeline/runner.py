@@ -259,6 +259,7 @@ def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Itera
     """
 
     def train(stacks: Sequence[Stack]) -> Iterator[Outcome]:
+        cluster.check_versions(client)
         for _, outcome in cluster.run(client, partial(_train_one, plan), stacks, ahead=1):
             yield outcome
 
