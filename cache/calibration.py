@@ -82,7 +82,7 @@ def dequantise(
 
 
 def fit_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
-    """Makes the arrays of a split that only an int8 bank has where they are not; gives them their length."""
+    """Makes the arrays that only an int8 bank has where they are not; gives them their length."""
     channels, counts = (len(recipe.layers), recipe.encoder.width), (n_blocks, len(recipe.layers))
     numbers, whole = np.dtype(np.float32), np.dtype(np.int64)
     for name, shape, chunks, dtype, axes in (

@@ -34,7 +34,15 @@ PLANNING = {"format_version": layout.FORMAT_VERSION, "complete": False}
 
 
 MEMBERS = frozenset(
-    {STATES, layout.TARGETS, *TOKEN_ARRAYS, *layout.EXAMPLE_ARRAYS, layout.SCALE, layout.SHIFT, layout.CLIPPED}
+    {
+        STATES,
+        layout.SCALE,
+        layout.SHIFT,
+        layout.CLIPPED,
+        layout.TARGETS,
+        *TOKEN_ARRAYS,
+        *layout.EXAMPLE_ARRAYS,
+    }
 )
 """What a split may hold."""
 

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache import CacheError, Kind, open_bank, store
+from cache.verify import verify
 from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder, open_encoder
@@ -442,6 +443,28 @@ def test_a_bank_grows_by_the_rows_it_lacks_and_encodes_those_alone(tmp_path, cor
     before = files_of(tmp_path / "b")
     assert extract(data, encoder_of(), str(tmp_path / "b"), keep=keep, dtype="float32").blocks_encoded == 0
     assert files_of(tmp_path / "b") == before
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_int8_bank_grows_with_the_scale_it_has(tmp_path, corpus):
+    old, rows = many_rows(60), [*many_rows(60), *many_rows(40, seed=8)]
+    path = str(tmp_path / "b")
+    extract(corpus(train=old), encoder_of(), path, dtype="int8")
+    before = open_bank(path).split("train").scale.copy()
+    data = corpus(train=rows, dev=old[:9])
+    extract(data, encoder_of(), path, dtype="int8")
+    extract(data, encoder_of(), str(tmp_path / "exact"), dtype="float32")
+    assert verify(open_bank(path)).bad == []
+    for split in ("train", "dev"):
+        grown, exact = (open_bank(str(p)).split(split) for p in (path, tmp_path / "exact"))
+        np.testing.assert_array_equal(grown.scale, before)
+        for row in range(grown.n_examples):
+            at = [int(np.flatnonzero(found.row == row)[0]) for found in (grown, exact)]
+            stored, states = (
+                found.gather([i])[0].astype(float) for found, i in zip((grown, exact), at, strict=True)
+            )
+            read = stored * grown.scale[:, None] + grown.shift[:, None]
+            assert (np.abs(read - states) <= 0.51 * grown.scale[:, None] + 1e-4)[np.abs(stored) < 127].all()
 
 
 def test_a_growth_says_what_it_took_and_what_has_no_labels(tmp_path):
