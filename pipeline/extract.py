@@ -280,6 +280,11 @@ class Stage:
                 raise self.stopped() from None
         return len(self.todo)
 
+    def calibrate(self) -> None:
+        """Makes the scale and shift of an int8 bank, before other processes write its blocks."""
+        if self.writer.recipe.dtype == "int8":
+            Quantiser(self.writer, self.encoder.device, self._encode)
+
     def stopped(self) -> StoppedError:
         """What to say when the user stopped it."""
         return StoppedError(

@@ -96,6 +96,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
         threads=threads or _dask_threads(client),
     )
     cluster.on_every_worker(client, partial(prepare, setting))
+    stage.calibrate()
     jobs = _jobs(stage, _BLOCKS.get(encoder.device.type, 1))
     try:
         for job, written_bytes in cluster.run(client, partial(make_blocks, setting), jobs):

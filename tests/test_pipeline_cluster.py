@@ -169,10 +169,15 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
 @pytest.fixture
 def jobs(ready, tmp_path):
     """What a worker would be sent, and the bank that it would write to."""
+    return jobs_of(ready, tmp_path / "jobs")
+
+
+def jobs_of(ready, path, dtype="float32"):
     data, encoder = ready
     sent, setting = [], []
 
     def keep(stage: Stage) -> int:
+        stage.calibrate()
         sent.extend(spread._jobs(stage, 3))
         setting.append(
             spread.Setting(
@@ -183,14 +188,16 @@ def jobs(ready, tmp_path):
             stage.note(job.split, job.blocks, spread.make_blocks(setting[0], job))
         return len(stage.todo)
 
-    extract(data, encoder, str(tmp_path / "jobs"), dtype="float32", spread=keep)
+    extract(data, encoder, str(path), dtype=dtype, spread=keep)
     return setting[0], sent
 
 
-def test_several_blocks_of_one_task_are_those_of_one_process(ready, tmp_path, jobs):
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_several_blocks_of_one_task_are_those_of_one_process(ready, tmp_path, dtype):
     data, encoder = ready
-    extract(data, encoder, str(tmp_path / "alone"), dtype="float32")
-    assert max(len(job.blocks) for job in jobs[1]) == 3
+    extract(data, encoder, str(tmp_path / "alone"), dtype=dtype)
+    _, jobs = jobs_of(ready, tmp_path / "jobs", dtype)
+    assert max(len(job.blocks) for job in jobs) == 3
     assert files_of(tmp_path / "jobs") == files_of(tmp_path / "alone")
 
 
