@@ -8,9 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from cache import CacheError, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
+from cache.reader import find_bank
 from cache.targets import check_name, ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.calibrate import pick_budget
@@ -403,9 +402,8 @@ def _batch_tokens(
     store: str, asked: int | None, encoder: Encoder, tokens: Mapping[str, Tokens], layers: Sequence[int]
 ) -> int:
     """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
-    if Path(store).is_dir():
-        with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
-            return open_bank(store, allow_incomplete=True).recipe.batch_tokens
+    if known := find_bank(store):
+        return known.recipe.batch_tokens
     return asked or pick_budget(encoder, max(tokens.values(), key=lambda t: len(t.input_ids)), layers)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cache import Bank, Split, Target
-from cache.store import local_path, writing
+from cache.place import place
 from cache.targets import reorder_tags, write_target
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
@@ -36,7 +36,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
     """Writes a column beside the states, for every split that has it.
 
     Args:
-        bank: a complete bank on a local disk.
+        bank: a complete bank.
         corpus: the same rows as the bank's, in the same order.
         column: the labels.
 
@@ -47,9 +47,6 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         PipelineError: the rows are not the bank's, or the column cannot be a target.
         CacheError: the bank cannot be written.
     """
-    path = local_path(bank.path)
-    if path is None:
-        raise PipelineError(f"{bank.path}: labels can be added to a bank in a local folder only")
     labels = read_labels(corpus, column)
     shared = [name for name in bank.splits if name in labels.values]
     if not shared:
@@ -59,7 +56,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         )
     for name in shared:
         _check_rows(bank.split(name), corpus)
-    with writing(path):
+    with place(bank.path).writing():
         for name in shared:
             write_target(bank.writable_split(name), _dealt(bank.split(name), labels))
     return {
