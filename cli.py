@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a named task, or a Hub id.")]
-Store = Annotated[str, typer.Argument(help="Folder of a bank.")]
+Store = Annotated[str, typer.Argument(help="Folder or URL of a bank.")]
 RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)]
@@ -103,7 +103,7 @@ def demo(
 def extract(
     data: Data,
     encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
-    store: Annotated[str, typer.Option(help="Folder of the bank; an unfinished one is continued.")],
+    store: Annotated[str, typer.Option(help="Folder or URL of the bank; an unfinished one is continued.")],
     keep: Annotated[
         Literal["all", "words", "first", "masked"], typer.Option(help="Tokens to keep.")
     ] = "all",
@@ -685,7 +685,7 @@ def verify(store: Store, as_json: AsJson = False) -> None:
 
 @app.command(name="list")
 def list_(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder to look below.")] = ".",
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder or URL to look below.")] = ".",
     as_json: AsJson = False,
 ) -> None:
     """Lists the banks and runs below a folder."""

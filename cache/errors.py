@@ -15,3 +15,15 @@ class BankLocked(CacheError):
 
 class CorruptChunk(CacheError):
     """The bytes of a chunk are not those that were written."""
+
+
+class BankAbsent(CacheError):
+    """There is no bank."""
+
+
+class StoreRefused(CacheError):
+    """An object store said no, and would say it again: credentials, permission, no bucket."""
+
+
+class StoreUnreachable(CacheError):
+    """An object store did not answer for longer than the user's patience."""

@@ -7,8 +7,11 @@ An uncompressed chunk on a local disk is a raw C-order file, so it is mapped and
 CRC-32C is checked when it is first touched. Every other chunk goes through Zarr, which checks it too.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,9 @@ from jaxtyping import Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
 from cache import calibration, codecs, store, targets
-from cache.errors import BankIncomplete, CacheError, CorruptChunk
+from cache.errors import BankIncomplete, CacheError, CorruptChunk, StoreRefused, StoreUnreachable
 from cache.layout import CLIPPED, GENERATIONS, SCALE, SHIFT, STATES, Recipe
+from cache.place import Place, place
 from cache.skeleton import check_version
 
 _DECODED_BYTES = 512 * 2**20
@@ -29,7 +33,7 @@ _DECODED_BYTES = 512 * 2**20
 class Split:
     """One split of a bank, read only. Made by `Bank.split`."""
 
-    def __init__(self, name: str, group: zarr.Group, recipe: Recipe, root: Path | None) -> None:
+    def __init__(self, name: str, group: zarr.Group, recipe: Recipe, path: str) -> None:
         self.name = name
         self.group = group
         self.recipe = recipe
@@ -41,15 +45,17 @@ class Split:
         self.n_blocks = int(group.attrs["n_blocks"])
         self.n_examples = int(group.attrs["n_examples"])
         self.n_tokens = int(group.attrs["n_tokens"])
-        self._root = root if recipe.codec == "none" else None
+        self._place: Place = place(path)
+        self._plain = recipe.codec == "none"
+        self._maps = self._plain and self._place.maps
         self._checked: set[tuple[int, int]] = set()
         decoded = max(len(self.layers), _DECODED_BYTES // self._chunk_bytes)
-        kept = store.mappable_files() if self._root else decoded
+        kept = store.mappable_files() if self._maps else decoded
         self.chunk: Callable[[int, int], Shaped[ndarray, "token width"]] = lru_cache(kept)(self._open_chunk)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process opens the files itself."""
-        return Split, (self.name, self.group, self.recipe, self._root)
+        return Split, (self.name, self.group, self.recipe, self._place.name)
 
     @cached_property
     def generations(self) -> list[dict[str, int]]:
@@ -161,12 +167,12 @@ class Split:
         block = tokens // self.block_tokens
         cuts = np.flatnonzero(np.diff(block)) + 1
         runs = np.split(np.arange(len(tokens)), cuts) if len(tokens) else []
-        for run in runs:
-            number = int(block[run[0]])
+        numbers = [int(block[run[0]]) for run in runs]
+        for run, (number, states) in zip(runs, self._blocks_by_number(numbers, indices), strict=True):
             here = slice(int(run[0]), int(run[-1]) + 1)
             inside = tokens[here] - number * self.block_tokens
-            for k, index in enumerate(indices):
-                np.take(self.chunk(index, number), inside, axis=0, out=out[k, here], mode="clip")
+            for k, chunk in enumerate(states):
+                np.take(chunk, inside, axis=0, out=out[k, here], mode="clip")
         return out
 
     def gather(
@@ -186,22 +192,55 @@ class Split:
         return out, lengths
 
     def blocks(
-        self, layers: Sequence[int] | None = None
+        self,
+        layers: Sequence[int] | None = None,
+        *,
+        order: Sequence[int] | None = None,
+        ahead: int = 2,
     ) -> Iterator[tuple[int, list[Shaped[ndarray, "token width"]]]]:
         """Streams the split: each block's number and its layers, mapped where that is possible.
 
-        Blocks come in `sequence`, which is a random order of the rows. Fill is included, and states come as
-        they are stored.
+        Args:
+            layers: numbers of kept layers, all by default.
+            order: the blocks; by default all in `sequence`, which is a random order of the rows.
+            ahead: blocks fetched ahead of the one in use, where they are not mapped. No more than
+                ``ahead + 1`` blocks are in memory beside those the caller still holds.
+
+        Yields:
+            The block's number, and its layers as they are stored, fill included.
         """
         indices = self.layer_indices(layers)
-        for block in self.sequence.tolist():
-            yield block, [self.chunk(index, block) for index in indices]
+        numbers = iter(self.sequence.tolist() if order is None else order)
+        if self._maps or ahead < 1:
+            for block in numbers:
+                yield block, self._block(block, indices)
+            return
+        waiting: deque[tuple[int, Future[list[ndarray]]]] = deque()
+        pool = ThreadPoolExecutor(ahead, thread_name_prefix="bank-ahead")
+        try:
+            waiting.extend((b, pool.submit(self._block, b, indices)) for b in islice(numbers, ahead))
+            while waiting:
+                block, coming = waiting.popleft()
+                states = coming.result()
+                del coming
+                waiting.extend((b, pool.submit(self._block, b, indices)) for b in islice(numbers, 1))
+                yield block, states
+                del states
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def read_block(
         self, block: int, layers: Sequence[int] | None = None
     ) -> list[Shaped[ndarray, "token width"]]:
-        """One block, fill included: its layers, mapped where that is possible, none of them kept."""
-        return [self._open_chunk(index, block) for index in self.layer_indices(layers)]
+        """One block's layers, fill included: mapped, or else fetched all at a time; none of them kept.
+
+        May be called from several threads.
+
+        Raises:
+            CorruptChunk: a chunk is damaged.
+            CacheError: a layer is not kept, or the store does not answer.
+        """
+        return self._place.each(partial(self._open_chunk, block=block), self.layer_indices(layers))
 
     def numpy(self, layers: Sequence[int] | None = None) -> Shaped[ndarray, "layer token width"]:
         """Copies the whole split, fill included, so that `start` and `length` index it.
@@ -213,9 +252,9 @@ class Split:
         out = np.empty(shape, self._float_dtype)
         for block in range(self.n_blocks):
             here = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
-            for k, index in enumerate(indices):
-                # Not kept mapped or decoded: all of it is in `out` now.
-                self._floats(index, self._open_chunk(index, block), out[k, here])
+            # Not kept mapped or decoded: all of it is in `out` now.
+            for k, chunk in enumerate(self._place.each(partial(self._open_chunk, block=block), indices)):
+                self._floats(indices[k], chunk, out[k, here])
         return out
 
     def dask(self, layers: Sequence[int] | None = None) -> Any:
@@ -296,14 +335,20 @@ class Split:
         """
         return targets.read_extra(self.group, name)
 
-    def check_chunk(self, index: int, block: int) -> None:
-        """Reads one chunk of the states and checks its CRC-32C.
+    def damaged_states(self, block: int) -> list[CacheError]:
+        """The layers of a block that do not read back."""
 
-        Raises:
-            CorruptChunk: it is damaged.
-        """
-        self._checked.discard((index, block))
-        self._open_chunk(index, block)
+        def check(index: int) -> CacheError | None:
+            self._checked.discard((index, block))
+            try:
+                self._open_chunk(index, block)
+            except (StoreRefused, StoreUnreachable):
+                raise
+            except CacheError as error:
+                return error
+            return None
+
+        return [error for error in self._place.each(check, range(len(self.layers))) if error]
 
     def damaged_tokens(self, name: str) -> list[CorruptChunk]:
         """The blocks of a token array that do not read back."""
@@ -329,20 +374,35 @@ class Split:
     def _chunk_bytes(self) -> int:
         return self.block_tokens * self.width * self.dtype.itemsize
 
+    def _block(self, block: int, indices: Sequence[int]) -> list[Shaped[ndarray, "token width"]]:
+        if self._maps:
+            return [self.chunk(index, block) for index in indices]
+        return self._place.each(partial(self._open_chunk, block=block), indices)
+
+    def _blocks_by_number(
+        self, numbers: list[int], indices: list[int]
+    ) -> Iterator[tuple[int, list[Shaped[ndarray, "token width"]]]]:
+        """Blocks read ahead where each is asked for once, else kept for the next time."""
+        if len(set(numbers)) == len(numbers):
+            yield from self.blocks([self.layers[index] for index in indices], order=numbers)
+        else:
+            for number in numbers:
+                yield number, [self.chunk(index, number) for index in indices]
+
     def _open_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
-        if self._root is None:
+        if not self._plain:
             return self._read_chunk(index, block)
-        path = store.chunk_path(self._root, self.name, STATES, index, block, 0)
+        key = store.chunk_key(self.name, STATES, index, block, 0)
         size = self._chunk_bytes
         try:
-            whole = store.map_file(path)
+            whole = self._place.fetch(key)
         except (FileNotFoundError, ValueError) as error:
             raise self._corrupt(index, block, store.one_line(error)) from error
         except OSError as error:
-            raise CacheError(f"cannot read {path}: {store.one_line(error)}") from error
+            raise CacheError(f"cannot read {self._place.name}/{key}: {store.one_line(error)}") from error
         if len(whole) != size + store.CRC_BYTES:
             raise self._corrupt(index, block, f"{len(whole)} bytes of {size + store.CRC_BYTES}")
-        if (index, block) not in self._checked:
+        if not self._maps or (index, block) not in self._checked:
             if not store.checksum_fits(whole):
                 raise self._corrupt(index, block, "its CRC-32C does not fit")
             self._checked.add((index, block))
@@ -425,7 +485,7 @@ class Bank:
         if name not in self.splits:
             raise CacheError(f"{self.path} has no split {name!r}, it has: {', '.join(self.splits)}")
         try:
-            return Split(name, self._root[name], self.recipe, store.local_path(self.path))
+            return Split(name, self._root[name], self.recipe, self.path)
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(
                 f"{self.path}/{name}/zarr.json lacks {store.one_line(error)}: run the same "
@@ -438,9 +498,8 @@ class Bank:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes the bank takes on a local disk, 0 elsewhere."""
-        root = store.local_path(self.path)
-        return sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) if root else 0
+        """Bytes the bank takes."""
+        return sum(place(self.path).sizes().values())
 
 
 def open_bank(path: str, *, allow_incomplete: bool = False) -> Bank:
@@ -464,11 +523,31 @@ def open_bank(path: str, *, allow_incomplete: bool = False) -> Bank:
     return Bank(path, root)
 
 
-def is_bank(path: Path) -> bool:
-    """Whether a folder holds a bank, complete or not."""
-    if not (path / "zarr.json").is_file():
+def find_bank(path: str) -> Bank | None:
+    """The bank that lies there, whole or in part; None where there is none that could be read.
+
+    Raises:
+        CacheError: an object store refuses, or does not answer.
+    """
+    try:
+        return open_bank(path, allow_incomplete=True)
+    except (StoreRefused, StoreUnreachable):
+        raise
+    except CacheError:
+        return None
+
+
+def is_bank(path: Path | str) -> bool:
+    """Whether a folder or a URL holds a bank, complete or not.
+
+    Raises:
+        CacheError: an object store refuses, or does not answer.
+    """
+    if place(str(path)).size("zarr.json") is None:
         return False
     try:
         return "format_version" in dict(store.open_root(str(path), "r").attrs)
+    except (StoreRefused, StoreUnreachable):
+        raise
     except CacheError:
         return False

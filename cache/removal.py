@@ -6,6 +6,7 @@ from pathlib import Path
 from cache import skeleton, store
 from cache.errors import CacheError
 from cache.layout import OUTPUT_LAYER
+from cache.place import place
 from cache.reader import is_bank
 
 
@@ -57,7 +58,7 @@ def remove(path: str) -> None:
         try:
             # What is left of it then is known for a plan that was cut off.
             store.open_root(str(folder), "r+").attrs.put(dict(skeleton.PLANNING))
-            skeleton.clear(folder)
+            place(path).clear()
             shutil.rmtree(folder)
         except OSError as error:
             raise store.disk_error(folder, error) from error

@@ -1,9 +1,7 @@
 """A bank before its first block: its groups, its empty arrays, and where every example will lie."""
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from numpy import ndarray
 from cache import calibration, codecs, fingerprint, layout, store
 from cache.errors import CacheError
 from cache.layout import STATES, STATES_AXES, TOKEN_ARRAYS, Recipe
+from cache.place import Place
 from cache.plan import Plan
 
 _DECISIVE = (
@@ -57,50 +56,38 @@ class Rows:
     text_hash: UInt64[ndarray, " row"]
 
 
-def is_planned(path: Path) -> bool:
+def is_planned(place: Place) -> bool:
     """Whether a bank's plan stands there whole; clears away one that was cut off.
 
     Raises:
         CacheError: the folder holds something that is no bank.
     """
-    if not path.exists() or all(_is_leftover(child) for child in path.iterdir()):
+    path = place.name
+    if place.is_vacant():
         return False
-    if not (path / "zarr.json").exists():
+    if place.size("zarr.json") is None:
         raise CacheError(f"--store {path}: the folder is not empty and no bank: name another folder")
-    attrs = dict(store.open_root(str(path), "r").attrs)
+    attrs = dict(store.open_root(path, "r").attrs)
     if attrs == PLANNING:
-        clear(path)
+        place.clear()
         return False
     if "format_version" not in attrs:
         raise CacheError(f"--store {path}: a Zarr group, but no bank: name another folder")
-    check_version(str(path), attrs)
+    check_version(path, attrs)
     if "fingerprint" not in attrs:
         raise CacheError(f"--store {path}: a damaged bank or none: name another folder")
     return True
 
 
-def _is_leftover(child: Path) -> bool:
-    """Whether a file is Zarr's unfinished root metadata, and not somebody's own."""
-    return child.name.startswith("zarr.") and child.suffix == store.PARTIAL
-
-
-def clear(path: Path) -> None:
-    """Removes a plan that was cut off, its root last: cut off again, it is still known for one."""
-    for child in path.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child)
-    (path / "zarr.json").unlink()
-
-
 def make(
-    path: Path,
+    path: str,
     recipe: Recipe,
     plans: Mapping[str, Plan],
     rows: Mapping[str, Rows],
     versions: Mapping[str, str],
 ) -> None:
     """Makes groups, arrays and plan; the fingerprint comes last and says that they are whole."""
-    root = zarr.create_group(str(path), attributes=dict(PLANNING))
+    root = zarr.create_group(store.zarr_store(path), attributes=dict(PLANNING))
     for name, plan in plans.items():
         make_split(root, name, recipe, plan, rows[name])
     # Not `attrs.update`, which writes the file once for every key.
@@ -209,14 +196,14 @@ def _row_fingerprints(rows: Mapping[str, Rows]) -> dict[str, str]:
     return {name: fingerprint.rows_fingerprint(split.text_hash) for name, split in rows.items()}
 
 
-def check_same(path: Path, root: zarr.Group, recipe: Recipe) -> None:
+def check_same(path: str, root: zarr.Group, recipe: Recipe) -> None:
     """Refuses to go on with a bank of another making.
 
     Raises:
         CacheError: its format, encoder or choices are not those asked for.
     """
     attrs = dict(root.attrs)
-    check_version(str(path), attrs)
+    check_version(path, attrs)
     asked, found = recipe.to_attrs(), Recipe.from_attrs(attrs).to_attrs()
     if asked["encoder"]["weights_sha256"] != found["encoder"]["weights_sha256"]:
         raise CacheError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import google_crc32c
 import numpy as np
@@ -21,7 +22,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from zarr.core.sync import sync
 
-from cache.errors import BankLocked, CacheError, CorruptChunk
+from cache import remote
+from cache.errors import BankAbsent, BankLocked, CacheError, CorruptChunk
 
 CRC_BYTES = 4
 PARTIAL = ".partial"
@@ -34,15 +36,23 @@ _MAPS = 16_384
 
 
 def local_path(store: str) -> Path | None:
-    """The folder of a store on a local disk; None for a URL."""
+    """The folder of a store on a local disk; None for a URL of anything else."""
+    if store.startswith("file://"):
+        return Path(unquote(urlsplit(store).path))
     if "://" in store:
         return None
     return Path(store)
 
 
-def chunk_path(root: Path, split: str, array: str, *index: int) -> Path:
-    """The file of one chunk, as Zarr v3's default chunk keys name it."""
-    return root.joinpath(split, array, "c", *(str(i) for i in index))
+def chunk_key(split: str, array: str, *index: int) -> str:
+    """The key of one chunk, as Zarr v3's default chunk keys name it."""
+    return "/".join((split, array, "c", *map(str, index)))
+
+
+def zarr_store(store: str) -> Any:
+    """What Zarr opens: a folder's path, or a URL's store."""
+    path = local_path(store)
+    return remote.connect(store.rstrip("/")) if path is None else str(path)
 
 
 def members(group: zarr.Group) -> dict[str, Any]:
@@ -139,8 +149,7 @@ def settle_switches(folder: Path) -> None:
 
 def chunk_is_there(group: zarr.Group, array: str, *index: int) -> bool:
     """Whether a chunk is stored at all: Zarr reads an absent one as zeros."""
-    key = "/".join((group.path, array, "c", *map(str, index)))
-    return bool(sync(group.store.exists(key)))
+    return bool(sync(group.store.exists(chunk_key(group.path, array, *index))))
 
 
 def read_whole(array: zarr.Array) -> ndarray:
@@ -184,9 +193,10 @@ def open_root(store: str, mode: Any) -> zarr.Group:
         CacheError: there is no Zarr group there, or it cannot be read.
     """
     try:
-        return zarr.open_group(store, mode=mode)
+        # Of the format that a bank has: to find it out costs an object store three requests more.
+        return zarr.open_group(zarr_store(store), mode=mode, zarr_format=3)
     except (FileNotFoundError, zarr.errors.GroupNotFoundError) as error:
-        raise CacheError(f"no bank at {store}: make one with 'layerbank extract'") from error
+        raise BankAbsent(f"no bank at {store}: make one with 'layerbank extract'") from error
     except (ValueError, OSError, TypeError, KeyError, ImportError) as error:
         raise CacheError(f"{store} cannot be opened as a bank: {one_line(error)}") from error
 
@@ -207,12 +217,11 @@ def write_chunk(path: Path, values: ndarray) -> None:
     # A name of its own: a worker that was given up for dead may still be writing the same chunk.
     partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
     data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-    checksum = int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb", buffering=0) as file:
             _write_all(file.fileno(), data.data)
-            _write_all(file.fileno(), memoryview(checksum))
+            _write_all(file.fileno(), checksum(data).data)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):
@@ -225,7 +234,7 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def disk_error(path: Path, error: OSError) -> CacheError:
+def disk_error(path: Path | str, error: OSError) -> CacheError:
     """What to say when the disk refuses."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return CacheError(
@@ -235,15 +244,9 @@ def disk_error(path: Path, error: OSError) -> CacheError:
     return CacheError(f"cannot write {path}: {one_line(error)}")
 
 
-def chunk_is_whole(path: Path, n_bytes: int) -> bool:
-    """Whether a chunk file holds what was written into it: its size and its CRC-32C fit."""
-    try:
-        if path.stat().st_size != n_bytes + CRC_BYTES:
-            return False
-        stored = np.fromfile(path, dtype=np.uint8)
-    except OSError:
-        return False
-    return checksum_fits(stored)
+def checksum(data: UInt8[ndarray, " byte"]) -> UInt8[ndarray, "4"]:
+    """The CRC-32C of some bytes, as it stands behind them."""
+    return np.frombuffer(int(google_crc32c.value(data)).to_bytes(CRC_BYTES, "little"), np.uint8)
 
 
 def checksum_fits(stored: ndarray) -> bool:

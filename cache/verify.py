@@ -78,13 +78,9 @@ def _calibration(bank: Bank) -> list[str]:
 
 
 def _states(split: Split) -> list[str]:
-    bad = []
+    bad: list[str] = []
     for block in range(split.n_blocks):
-        for index in range(len(split.layers)):
-            try:
-                split.check_chunk(index, block)
-            except CacheError as error:
-                bad.append(str(error))
+        bad += [str(error) for error in split.damaged_states(block)]
     return bad
 
 

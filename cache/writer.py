@@ -7,7 +7,6 @@ was killed leaves nothing that counts. Opening the writer again on the same rows
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ from cache import calibration, codecs, growth, skeleton, store, targets
 from cache.calibration import Calibration
 from cache.errors import BankIncomplete, CacheError
 from cache.layout import CLIPPED, GROWING, STATES, TOKEN_ARRAYS, Recipe
+from cache.place import Place, place
 from cache.plan import Plan, deal
 from cache.skeleton import Rows
 
@@ -30,13 +30,13 @@ class Writer:
     A bank that is there grows by the rows that it lacks, see `cache.growth`.
 
     Args:
-        path: folder of the bank; made when it is not there.
+        path: folder or URL of the bank; made when it is not there.
         recipe: what the bank is made with.
         rows: the rows of each split.
         versions: versions of the packages that take part, for the record.
 
     Raises:
-        CacheError: the folder holds something else, a bank of another recipe, or one with rows that are not
+        CacheError: the place holds something else, a bank of another recipe, or one with rows that are not
             among these.
         BankLocked: another process is writing into it.
     """
@@ -44,10 +44,9 @@ class Writer:
     def __init__(
         self, path: str, recipe: Recipe, rows: Mapping[str, Rows], versions: Mapping[str, str] | None = None
     ) -> None:
-        found = store.local_path(path)
-        if found is None:
-            raise CacheError(f"--store {path}: this version writes banks to local folders only")
-        self.path: Path = found
+        self.place: Place = place(path)
+        self.path: str = self.place.name
+        self._by_size = False
         self.recipe = recipe
         self.rows = dict(rows)
         self.plans: dict[str, Plan] = {
@@ -72,9 +71,12 @@ class Writer:
 
     def __enter__(self) -> "Writer":
         """Takes the lock, then makes the bank or checks that the one there is of the same making."""
-        self._exit.enter_context(store.writing(self.path))
+        self._exit.enter_context(self.place.writing())
         try:
             self._root = self._open()
+            # On an object store what a complete bank holds is checked byte by byte, as on a disk. An
+            # unfinished one is resumed without reading it back.
+            self._by_size = self.place.trusted and not self.complete
         except BaseException:
             self._exit.close()
             raise
@@ -117,9 +119,14 @@ class Writer:
         self._calibration = made
 
     def missing(self, split: str) -> list[int]:
-        """Blocks that are absent, cut short or damaged. Reads every chunk once."""
+        """Blocks that are absent, cut short or damaged.
+
+        Reads every chunk once; on an object store only those of a bank that was complete, and asks for
+        the sizes of the others.
+        """
         plan = self.plans[split]
-        bad = [block for block in range(plan.n_blocks) if not self._block_is_whole(split, block)]
+        sizes = self.place.sizes(split) if self._by_size else None
+        bad = [block for block in range(plan.n_blocks) if not self._block_is_whole(split, block, sizes)]
         if bad and self.complete:
             self._update(self._root, {"complete": False})
         return bad
@@ -157,16 +164,16 @@ class Writer:
         assert (states.shape, states.dtype) == (shape, self._dtype), (states.shape, states.dtype)
         assert 0 <= block < plan.n_blocks, block
         self._check_finite(split, block, states)
-        written = 0
         if self.recipe.dtype == "int8":
             assert clipped is not None, "an int8 block without its clipped states"
             assert self.calibration is not None, "an int8 block before scale and shift"
             self._write_clipped(split, block, np.asarray(clipped, np.int64)[None])
-        for index in range(len(states)):
-            written += self._write(split, STATES, (index, block, 0), states[index : index + 1])
+        chunks: list[tuple[str, tuple[int, ...], ndarray]] = [
+            (STATES, (index, block, 0), states[index : index + 1]) for index in range(len(states))
+        ]
         for name, dtype in TOKEN_ARRAYS.items():
-            written += self._write(split, name, (block,), np.asarray(tokens[name], dtype))
-        return written
+            chunks.append((name, (block,), np.asarray(tokens[name], dtype)))
+        return sum(self.place.each(lambda chunk: self._write(split, *chunk), chunks))
 
     def write_target(self, split: str, target: targets.Target) -> None:
         """Writes labels given in row order: one a row, or for tags one a word."""
@@ -218,8 +225,9 @@ class Writer:
             BankIncomplete: a block is not there.
         """
         for name, plan in self.plans.items():
+            stored = self.place.sizes(name)
             for block in range(plan.n_blocks):
-                if not all(path.exists() for path in self._files(name, block)):
+                if not all(key in stored for key in self._chunks(name, block)):
                     raise BankIncomplete(
                         f"split {name}, block {block} of {self.path} is not there: run the same "
                         "'layerbank extract' again"
@@ -251,13 +259,12 @@ class Writer:
 
     def _open(self) -> zarr.Group:
         try:
-            if not skeleton.is_planned(self.path):
+            if not skeleton.is_planned(self.place):
                 skeleton.make(self.path, self.recipe, self.plans, self.rows, self._versions)
-            for leftover in self.path.rglob(f"*{store.PARTIAL}"):
-                leftover.unlink()
-            root = store.open_root(str(self.path), "r+")
+            self.place.tidy()
+            root = store.open_root(self.path, "r+")
             skeleton.check_same(self.path, root, self.recipe)
-            grown = growth.settle(str(self.path), root, self.recipe, self.rows, self.plans)
+            grown = growth.settle(self.path, root, self.recipe, self.rows, self.plans)
             self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
             for name in self.plans:
                 targets.recover(root[name])
@@ -266,55 +273,49 @@ class Writer:
             raise store.disk_error(self.path, error) from error
         return root
 
-    def _block_is_whole(self, split: str, block: int) -> bool:
-        if self.recipe.codec != "none":
+    def _block_is_whole(self, split: str, block: int, sizes: Mapping[str, int] | None) -> bool:
+        chunks, plain = self._chunks(split, block), self.recipe.codec == "none"
+        if sizes is not None:
+            return all(
+                sizes.get(key) == n_bytes + store.CRC_BYTES if plain else key in sizes
+                for key, n_bytes in chunks.items()
+            )
+        if not plain:
             return self._reads_back(split, block)
-        plan, width = self.plans[split], self.recipe.encoder.width
-        state_bytes = plan.block_tokens * width * self._dtype.itemsize
-        files = {
-            store.chunk_path(self.path, split, STATES, index, block, 0): state_bytes
-            for index in range(len(self.recipe.layers))
-        }
-        for name, dtype in TOKEN_ARRAYS.items():
-            path = store.chunk_path(self.path, split, name, block)
-            files[path] = plan.block_tokens * np.dtype(dtype).itemsize
-        files |= dict.fromkeys(self._clipped_files(split, block), 8 * len(self.recipe.layers))
-        return all(store.chunk_is_whole(path, n_bytes) for path, n_bytes in files.items())
+        return all(self.place.each(lambda chunk: self.place.is_whole(*chunk), chunks.items()))
 
     def _reads_back(self, split: str, block: int) -> bool:
         group, room = self._root[split], self.plans[split].block_tokens
-        layers = range(len(self.recipe.layers))
-        if not all(path.exists() for path in self._files(split, block)):
-            return False
         tokens = slice(block * room, (block + 1) * room)
-        try:
-            for layer in layers:
-                _ = group[STATES][layer, tokens]
-            for name in TOKEN_ARRAYS:
-                _ = group[name][tokens]
-            if self.recipe.dtype == "int8":
-                _ = group[CLIPPED][block]
-        except store.UNREADABLE:
-            return False
-        return True
 
-    def _files(self, split: str, block: int) -> list[Path]:
-        layers = range(len(self.recipe.layers))
-        return [
-            *(store.chunk_path(self.path, split, STATES, layer, block, 0) for layer in layers),
-            *(store.chunk_path(self.path, split, name, block) for name in TOKEN_ARRAYS),
-            *self._clipped_files(split, block),
-        ]
+        def read(array: str, selection: Any) -> bool:
+            try:
+                return group[array][selection] is not None
+            except store.UNREADABLE:
+                return False
 
-    def _clipped_files(self, split: str, block: int) -> list[Path]:
-        """The file of a block that only an int8 bank has."""
-        if self.recipe.dtype != "int8":
-            return []
-        return [store.chunk_path(self.path, split, CLIPPED, block, 0)]
+        arrays: list[tuple[str, Any]] = [(STATES, (k, tokens)) for k in range(len(self.recipe.layers))]
+        arrays += [(name, tokens) for name in TOKEN_ARRAYS]
+        if self.recipe.dtype == "int8":
+            arrays.append((CLIPPED, block))
+        there = self.place.each(lambda key: self.place.size(key) is not None, self._chunks(split, block))
+        return all(there) and all(self.place.each(lambda chunk: read(*chunk), arrays))
+
+    def _chunks(self, split: str, block: int) -> dict[str, int]:
+        """The keys of a block's chunks, and the bytes of each without compression and checksum."""
+        room, n_layers = self.plans[split].block_tokens, len(self.recipe.layers)
+        state_bytes = room * self.recipe.encoder.width * self._dtype.itemsize
+        found = {store.chunk_key(split, STATES, k, block, 0): state_bytes for k in range(n_layers)}
+        for name, dtype in TOKEN_ARRAYS.items():
+            found[store.chunk_key(split, name, block)] = room * np.dtype(dtype).itemsize
+        if self.recipe.dtype == "int8":
+            found[store.chunk_key(split, CLIPPED, block, 0)] = 8 * n_layers
+        return found
 
     def _write(self, split: str, array: str, index: tuple[int, ...], values: ndarray) -> int:
+        key = store.chunk_key(split, array, *index)
         if self.recipe.codec == "none":
-            store.write_chunk(store.chunk_path(self.path, split, array, *index), values)
+            self.place.put(key, values)
             return int(values.nbytes)
         block = index[1] if array == STATES else index[0]
         room = self.plans[split].block_tokens
@@ -327,10 +328,10 @@ class Writer:
             )
         except OSError as error:
             raise store.disk_error(self.path, error) from error
-        return store.chunk_path(self.path, split, array, *index).stat().st_size
+        return self.place.size(key) or 0
 
     def _write_clipped(self, split: str, block: int, counts: Int[ndarray, "1 layer"]) -> None:
-        store.write_chunk(store.chunk_path(self.path, split, CLIPPED, block, 0), counts)
+        self.place.put(store.chunk_key(split, CLIPPED, block, 0), counts)
 
     def _check_finite(self, split: str, block: int, states: ndarray) -> None:
         for index, layer in enumerate(self.recipe.layers):

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,7 +105,7 @@ def convert(
                 writer.write_target(name, target)
                 targets.add(target.name)
         reports = {name: _report(writer, part) for name, part in parts.items()}
-        _copy_output_layer(source, writer.path)
+        _copy_output_layer(source, store)
         writer.finish(reports, skipped=source.attrs.get("skipped"))
     bank = open_bank(store)
     if recipe.dtype == "int8":
@@ -132,10 +131,10 @@ def convert(
     )
 
 
-def _copy_output_layer(source: Bank, folder: Path) -> None:
+def _copy_output_layer(source: Bank, store: str) -> None:
     """Takes along the encoder's output layer, which a bank of masked text has."""
-    path = local_path(source.path)
-    if path is not None and (path / OUTPUT_LAYER).is_file():
+    path, folder = local_path(source.path), local_path(store)
+    if path is not None and folder is not None and (path / OUTPUT_LAYER).is_file():
         partial = folder / f"{OUTPUT_LAYER}{PARTIAL}"
         shutil.copyfile(path / OUTPUT_LAYER, partial)
         partial.replace(folder / OUTPUT_LAYER)

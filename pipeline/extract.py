@@ -8,9 +8,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,8 @@ from torch import Tensor
 from cache import CacheError, Recipe, Rows, Writer, open_bank
 from cache.fingerprint import hash_texts
 from cache.layout import TOKEN_ARRAYS, Codec, Keep, block_tokens_for
+from cache.reader import find_bank
+from cache.store import local_path
 from cache.targets import check_name, ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.calibrate import pick_budget
@@ -130,7 +130,13 @@ def extract(
     skipped: dict[str, str] = {}
     if maskings != 1 and keep != "masked":
         raise PipelineError(f"--maskings {maskings}: only --keep masked has any, asked was --keep {keep}")
+    folder = local_path(store)
     if keep == "masked":
+        if folder is None:
+            raise PipelineError(
+                f"--store {store}: a bank of --keep masked lies in a local folder, beside the encoder's output "
+                "layer: give one"
+            )
         check_maskable(corpus, encoder.tokenizer, targets)
         output_layer = read_output_layer(encoder)
         draw = {"maskings": maskings, "seed": seed, "vocabulary": output_layer.vocabulary}
@@ -153,8 +159,8 @@ def extract(
         stage = Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run() if spread is None else spread(stage)
         labels, cut = _located(corpus, encoder, length, found)
-        if keep == "masked":
-            output_layer.save(writer.path)
+        if keep == "masked" and folder is not None:
+            output_layer.save(folder)
         _write_labels(writer, labels)
         unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
@@ -437,13 +443,10 @@ def _batch_tokens(
     store: str, asked: int | None, encoder: Encoder, tokens: Mapping[str, Tokens], layers: Sequence[int]
 ) -> int:
     """Tokens in one forward: those of the bank that is there, so that a resumed run rounds alike."""
-    if Path(store).is_dir():
-        with suppress(CacheError):  # no bank: made here, or refused with its reason by the writer
-            return open_bank(store, allow_incomplete=True).recipe.batch_tokens
-    if asked:
-        return asked
+    if known := find_bank(store):
+        return known.recipe.batch_tokens
     largest = max(tokens.values(), key=lambda t: len(t.input_ids))
-    return pick_budget(encoder, largest.pieces, layers)
+    return asked or pick_budget(encoder, largest.pieces, layers)
 
 
 def read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cache import Bank, CacheError, open_bank
+from cache.place import Folder, Place, place
 from cache.reader import is_bank
 from cache.removal import check_removable, remove
 from pipeline.errors import PipelineError
@@ -56,7 +57,10 @@ def removable(store: str, *, ask: bool) -> dict[str, Any]:
     folder = check_removable(store)
     if ask and not sys.stdin.isatty():
         raise PipelineError(f"{store} is removed only after asking, and there is no terminal: give --yes")
-    return {"bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), **_bank_line(folder)}
+    return {
+        "bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
+        **_bank_line(str(folder)),
+    }
 
 
 def _split(bank: Bank, name: str) -> dict[str, Any]:
@@ -84,42 +88,35 @@ def _targets(bank: Bank) -> dict[str, dict[str, Any]]:
 
 
 def inventory(folder: str) -> dict[str, list[dict[str, Any]]]:
-    """The banks and the runs below a folder, by path.
+    """The banks and the runs below a folder, by path; below a URL, the banks.
 
     Raises:
         PipelineError: there is no such folder.
     """
-    root = Path(folder)
-    if not root.is_dir():
+    root = place(folder)
+    if isinstance(root, Folder) and not root.path.is_dir():
         raise PipelineError(f"no folder {folder}: name one that holds banks or runs")
     found: dict[str, list[dict[str, Any]]] = {"banks": [], "runs": []}
     _walk(root, _DEPTH, found)
     return found
 
 
-def _walk(folder: Path, depth: int, found: dict[str, list[dict[str, Any]]]) -> None:
-    if is_bank(folder):
-        found["banks"].append(_bank_line(folder))
-    elif (folder / RESULT).is_file() and (folder / CONFIG).is_file():
-        found["runs"].append(_run_line(folder))
+def _walk(here: Place, depth: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    if is_bank(here.name):
+        found["banks"].append(_bank_line(here.name))
+    elif isinstance(here, Folder) and (here.path / RESULT).is_file() and (here.path / CONFIG).is_file():
+        found["runs"].append(_run_line(here.path))
     elif depth:
-        for child in _children(folder):
-            if child.is_dir() and not child.name.startswith("."):
+        for child in here.folders():
+            if not child.name.rpartition("/")[2].startswith("."):
                 _walk(child, depth - 1, found)
 
 
-def _children(folder: Path) -> list[Path]:
+def _bank_line(store: str) -> dict[str, Any]:
     try:
-        return sorted(folder.iterdir())
-    except OSError:  # what may not be looked into holds nothing to list
-        return []
-
-
-def _bank_line(folder: Path) -> dict[str, Any]:
-    try:
-        facts = describe(open_bank(str(folder), allow_incomplete=True))
+        facts = describe(open_bank(store, allow_incomplete=True))
     except CacheError as error:
-        return {"store": str(folder), "complete": False, "error": str(error)}
+        return {"store": store, "complete": False, "error": str(error)}
     names = ("store", "complete", "encoder", "keep", "dtype", "bytes", "splits", "targets")
     return {name: facts[name] for name in names}
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cache import Bank, Split, Target
-from cache.store import local_path, writing
+from cache.place import place
 from cache.targets import reorder_extra, reorder_tags, write_target
 from pipeline.checkpoint import load_tokenizer
 from pipeline.corpus import Corpus, load_corpus
@@ -38,7 +38,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
     """Writes a column beside the states, for every split that has it.
 
     Args:
-        bank: a complete bank on a local disk.
+        bank: a complete bank.
         corpus: the same rows as the bank's, in the same order.
         column: the labels.
 
@@ -51,9 +51,6 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
     """
     if bank.recipe.keep == "masked":
         raise PipelineError(f"{bank.path}: a bank of --keep masked has chunks of text and takes no labels")
-    path = local_path(bank.path)
-    if path is None:
-        raise PipelineError(f"{bank.path}: labels can be added to a bank in a local folder only")
     labels = read_labels(corpus, column)
     if labels.kind == "span":
         labels = locate_labels(
@@ -67,7 +64,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         )
     for name in shared:
         _check_rows(bank.split(name), corpus)
-    with writing(path):
+    with place(bank.path).writing():
         for name in shared:
             write_target(bank.writable_split(name), _dealt(bank.split(name), labels))
     return {

@@ -4,14 +4,13 @@ Below float32 the weights of those products are rounded and the products are com
 embeddings, norms and the sums between blocks stay float32, so the states are not rounded once more.
 """
 
-from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from cache import CacheError, open_bank
+from cache.reader import find_bank
 from pipeline.errors import PipelineError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,10 +43,8 @@ def forward_precision(asked: str, device: torch.device, store: str | None = None
 
 def bank_precision(store: str) -> str | None:
     """The precision an existing bank, whole or in part, was made with."""
-    if "://" in store or Path(store).is_dir():
-        with suppress(CacheError):  # no bank: made later, or refused with its reason by the writer
-            return open_bank(store, allow_incomplete=True).recipe.precision
-    return None
+    known = find_bank(store)
+    return known.recipe.precision if known else None
 
 
 def is_fast(precision: str, device: torch.device) -> bool:

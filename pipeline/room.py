@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy import ndarray
 from cache import Recipe
 from cache.codecs import DTYPES
 from cache.layout import Keep
+from cache.place import place
 from cache.plan import deal
 from cache.size import STATE_BYTES, bank_bytes
+from cache.store import local_path
 from pipeline.errors import PipelineError
 from pipeline.terminal import size
 from pipeline.tokens import Tokens
@@ -49,9 +50,10 @@ def byte_table(recipe: Recipe, lengths: Lengths, targets_bytes: int = 0) -> dict
 
 def free_bytes(store: str) -> int | None:
     """Free bytes where a bank would lie; None for a URL."""
-    if "://" in store:
+    local = local_path(store)
+    if local is None:
         return None
-    path = Path(store).absolute()
+    path = local.absolute()
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
@@ -59,7 +61,7 @@ def free_bytes(store: str) -> int | None:
 
 def written_bytes(store: str) -> int:
     """Bytes of a bank that are on the disk already."""
-    return sum(path.stat().st_size for path in Path(store).rglob("*") if path.is_file())
+    return sum(place(store).sizes().values())
 
 
 def recommend(

@@ -90,7 +90,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     cluster.check_versions(client)
     encoder = stage.encoder
     setting = Setting(
-        path=str(Path(stage.writer.path).resolve()),
+        path=stage.writer.place.absolute,
         recipe=stage.writer.recipe,
         opening=encoder.opening,
         threads=threads or _dask_threads(client),

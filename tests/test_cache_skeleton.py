@@ -158,11 +158,9 @@ def test_what_is_no_bank_cannot_be_opened(tmp_path):
         open_bank(str(tmp_path / "broken"))
 
 
-def test_a_store_that_is_a_file_or_a_url_is_refused(tmp_path):
+def test_a_store_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("text")
     assert "cannot write" in refusal(tmp_path / "file")
-    with pytest.raises(CacheError, match="local folders only"):
-        Writer("s3://bucket/bank", RECIPE, splits())
 
 
 def test_is_bank_tells_banks_from_other_folders(path, tmp_path):

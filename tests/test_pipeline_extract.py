@@ -492,7 +492,7 @@ def test_a_damaged_block_alone_is_encoded_again(tmp_path, corpus):
     data = corpus(train=many_rows(60))
     whole = extract(data, encoder_of(), str(tmp_path / "b"))
     before = files_of(tmp_path / "b")
-    chunk = store.chunk_path(tmp_path / "b", "train", "states", 1, 2, 0)
+    chunk = tmp_path / "b/train/states/c/1/2/0"
     chunk.write_bytes(chunk.read_bytes()[:-9] + b"\0" * 9)
     again = extract(data, encoder_of(), str(tmp_path / "b"))
     assert (again.blocks_encoded, again.blocks) == (1, whole.blocks)

