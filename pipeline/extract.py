@@ -134,8 +134,8 @@ def extract(
     if keep == "masked":
         if folder is None:
             raise PipelineError(
-                f"--store {store}: a bank of --keep masked lies in a local folder, beside the encoder's output "
-                "layer: give one"
+                f"--store {store}: a bank of --keep masked lies in a local folder, beside the encoder's "
+                "output layer: give one"
             )
         check_maskable(corpus, encoder.tokenizer, targets)
         output_layer = read_output_layer(encoder)
