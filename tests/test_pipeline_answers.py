@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cache import Kind, open_bank
 from pipeline import answers as module
 from pipeline.answers import AnswerTexts, context_offsets, exact_match, f1, normalise
+from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -294,6 +295,33 @@ def test_answers_can_be_added_later(squad_bank, encoder, tmp_path):
         assert np.array_equal(late.target("answer").values, early.target("answer").values)
         texts = AnswerTexts(late, "answer").score(late.target("answer").values[None].astype(np.int64))
         assert texts["exact_match"] == [100]
+
+
+@pytest.mark.parametrize("kind", ["span", "choice"])
+def test_a_smaller_bank_answers_alike(squad_bank, choice_bank, tmp_path, kind):
+    store, target = {"span": (squad_bank.store, "answer"), "choice": (choice_bank.store, "label")}[kind]
+    small = str(tmp_path / "small")
+    convert(open_bank(store), small, dtype="bfloat16", keep="first" if kind == "choice" else None)
+    one, other = (open_bank(path).split("dev") for path in (store, small))
+    assert np.array_equal(one.row, other.row)
+    assert np.array_equal(one.target(target).values, other.target(target).values)
+    if kind == "choice":
+        assert other.n_tokens == one.n_words.sum()
+        return
+    predictions = one.target("answer").values[None].astype(np.int64)
+    assert AnswerTexts(other, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
+
+
+def test_rows_that_come_later_have_answers_too(encoder, tmp_path):
+    rows = question_rows("train", 30)
+    store = str(tmp_path / "bank")
+    for n in (20, 30):
+        data = write(tmp_path / f"data{n}", lambda *_, n=n: rows[30 - n :], {"train": n})
+        result = extract(load_corpus(f"squad@{data}"), Encoder(encoder), store, dtype="float32")
+    assert result.new_rows == {"train": 10}
+    split = open_bank(store).split("train")
+    predictions = split.target("answer").values[None].astype(np.int64)
+    assert AnswerTexts(split, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
 
 
 def test_choices_can_be_added_later(choice_bank, encoder, tmp_path):

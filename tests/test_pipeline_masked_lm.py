@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 import cli
 from cache import CacheError, Kind, open_bank
+from cache.removal import remove
+from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -190,6 +192,24 @@ def test_learning_lowers_the_perplexity_and_a_head_needs_no_bank(bert_bank, tmp_
     )
     loaded = load_run(str(tmp_path / "all"))
     assert evaluate(loaded, open_bank(bert_bank), "dev")["score"] == pytest.approx(scores["all"])
+
+
+def test_a_smaller_bank_has_the_output_layer_and_can_be_removed(bert_bank, tmp_path):
+    small = str(tmp_path / "small")
+    convert(open_bank(bert_bank), small, layers=[2])
+    scores = [
+        train_run(
+            store,
+            target="token",
+            out=str(tmp_path / name),
+            fusion="last_layer",
+            schedule=Schedule(epochs=1),
+        )["dev"]
+        for name, store in (("large", bert_bank), ("one", small))
+    ]
+    assert scores[0] == scores[1]
+    remove(small)
+    assert not (tmp_path / "small").exists()
 
 
 def test_masked_heads_are_swept(bert_bank, tmp_path):
