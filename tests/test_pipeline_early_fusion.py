@@ -133,6 +133,27 @@ def test_frozen_weights_stay_bit_for_bit(folder, method, monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_method_learns_by_itself(folder, method):
+    # The head stays as it was drawn, so what lowers the loss is the method.
+    encoder, plan = tiny_encoder("bert"), {"epochs": 6, "head_lr": 1e-9}
+    if not (folder / "own").exists():
+        options = {"length": "4"}
+        tuning.run(
+            folder, "prompt_tuning", out="own/a", encoder=encoder, options=options, plan={"epochs": 1}
+        )
+    choices = choices_of(folder, method)
+    if method in FROM_PROMPTS:
+        choices["prompts"] = str(folder / "own")
+    choices["options"] = {**choices["options"], "layers": "linear"}
+    losses = []
+    tuning.run(
+        folder, method, "tags", out=f"alone-{method}", encoder=encoder, plan=plan,
+        progress=lambda _, lines: losses.append(lines[0].loss), **choices,
+    )  # fmt: skip
+    assert min(losses[1:]) < losses[0] - 0.02
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_options_are_not_the_heads(method):
     own = set(parts.hyper_parameters(parts.load("method", method)))
     for decoder in (Classifier, Tagger):
