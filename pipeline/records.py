@@ -93,6 +93,8 @@ def _record(
     if tuned:
         method = config["method"] if fusion in ("last_layer", "none") else f"{config['method']}+{fusion}"
     source = config["source"]
+    if tuned and len(config["tasks"]) > 1:
+        result, lines = _of_first(config["tasks"][0], result, lines)
     return Record(
         path=path,
         kind="tune" if tuned else "train",
@@ -106,3 +108,12 @@ def _record(
         result=result,
         lines=lines,
     )
+
+
+def _of_first(
+    task: Mapping[str, Any], result: dict[str, Any], lines: list[dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The scores of the first of several tasks that were learned together, under its metric's name."""
+    metric, name = task["metric"], f"{task['name']}.{task['metric']}"
+    result = {**result, "metric": metric, "dev": result["dev_metrics"][name]}
+    return result, [{**line, "dev": {metric: line["dev"][name]}} for line in lines]

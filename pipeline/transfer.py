@@ -94,19 +94,18 @@ def _vector(run: Path, spec: HeadSpec, encoder: EncoderRecord, fusion: str, name
         )
     if head.width != spec.width:
         raise PipelineError(
-            f"--set sources: {run} has vectors of width {head.width}, the bank's encoder has width "
-            f"{spec.width}: train sources on banks of that encoder"
+            f"--set sources: {run} has vectors of width {head.width}, this encoder has width "
+            f"{spec.width}: train sources on banks of this encoder"
         )
     if source.weights_sha256 != encoder.weights_sha256:
         raise PipelineError(
             f"--set sources: {run} was trained on states of another encoder ({source.name}, sha256 "
-            f"{source.weights_sha256[:12]}), the bank's is {encoder.name}: train sources on banks of that "
-            "encoder"
+            f"{source.weights_sha256[:12]}), this is {encoder.name}: train sources on banks of this encoder"
         )
     if head.layers != spec.layers:
         theirs, ours = (", ".join(map(str, layers)) for layers in (head.layers, spec.layers))
         raise PipelineError(
-            f"--set sources: {run} mixes layers {theirs}, this bank has {ours}: train sources on a bank "
+            f"--set sources: {run} mixes layers {theirs}, here are {ours}: train sources on a bank "
             "with the same --layers"
         )
     return _read(run, f"fusion.{name}", spec.width)

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import safetensors.torch
 import tiny
+import torch
 import tuning
 from typer.testing import CliRunner
 
@@ -89,3 +91,33 @@ def test_evaluate_takes_other_data_for_a_tuned_run_only(folder, tmp_path):
     code, _, err = call("evaluate", folder / "encoder", "--data", more)
     assert code == 2
     assert "--data is for runs of tune" in err
+
+
+def test_runs_of_both_kinds_compared_and_a_mixture_on_a_tuned_encoder(folder, tmp_path):
+    bank, threads = tmp_path / "bank", ("--threads", 1)
+    extract = ["extract", folder / "data", "--encoder", folder / "encoder", "--store", bank]
+    assert call(*extract, "--device", "cpu", *threads)[0] == 0
+    for seed in (0, 1):
+        train = ["train", bank, "--target", "intent", "--epochs", 1, "--seed", seed, *threads]
+        assert call(*train, "--out", tmp_path / "late" / f"{seed}")[0] == 0
+    mixture = ["--method", "bitfit", "--fusion", "mixture", "--set", f"sources={tmp_path / 'late'}"]
+    assert tune(folder, tmp_path / "mixture", *mixture)[0] == 0
+    both = ["--task", f"{folder / 'data'}::tags", "--method", "bitfit"]
+    assert tune(folder, tmp_path / "both", *both)[0] == 0
+    config = json.loads((tmp_path / "mixture" / "config.json").read_text())
+    assert "taken" not in config["tasks"][0]["head"]
+    weights = safetensors.torch.load_file(tmp_path / "mixture" / "tuned.safetensors")
+    (kept,) = (value for name, value in weights.items() if name.endswith("fusion.sources"))
+    for seed in (0, 1):
+        source = safetensors.torch.load_file(tmp_path / "late" / f"{seed}" / "head.safetensors")
+        assert torch.equal(kept.flatten(0, -2)[seed], source["fusion.query"])
+    runs = [tmp_path / "late", tmp_path / "mixture", tmp_path / "both"]
+    code, out, err = call("compare", *runs, "--json")
+    assert code == 0, err
+    rows = {row["run"]: row for row in json.loads(out)["runs"]}
+    assert rows[str(tmp_path / "mixture")]["method"] == "bitfit+mixture"
+    scores = json.loads((tmp_path / "both" / "result.json").read_text())["dev_metrics"]
+    assert rows[str(tmp_path / "both")]["dev"] == scores["data.intent.accuracy"]
+    for row in rows.values():
+        assert row["seconds_to_own_95"] > 0 or not row["dev"]
+        assert row["peak_memory_bytes"] > 10**7

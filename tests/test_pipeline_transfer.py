@@ -132,7 +132,7 @@ def change(run, **values):
         ({"head__fusion": "linear"}, ["is a head of linear", "takes heads of attention"]),
         ({"head__width": 16}, ["vectors of width 16", "width 8"]),
         ({"source__encoder__weights_sha256": "x" * 64}, ["another encoder", "xxxxxxxxxxxx"]),
-        ({"head__layers": [0, 3]}, ["mixes layers 0, 3, this bank has 0, 1, 2, 3", "same --layers"]),
+        ({"head__layers": [0, 3]}, ["mixes layers 0, 3, here are 0, 1, 2, 3", "same --layers"]),
         ({"head": {"fusion": "attention"}}, ["cannot be read as a run", "train it again"]),
     ],
     ids=str,

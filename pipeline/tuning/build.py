@@ -13,6 +13,7 @@ from pipeline import parts
 from pipeline.early_fusion._base import Host, Method
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import DECODER_FOR, HeadSpec, build_head, plan_head
+from pipeline.transfer import take_sources
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.folder import TaskSpec, TunedRun
 from pipeline.tuning.folder import load as load_folder
@@ -88,7 +89,7 @@ def plan_task_head(
         pair = (parts.load("fusion", fusion), parts.load("decoder", decoder or DECODER_FOR[target.kind]))
         known = {name for part in pair for name in parts.hyper_parameters(part)}
         options = {name: value for name, value in options.items() if name in known}
-    return plan_head(
+    spec = plan_head(
         fusion=fusion,
         decoder=decoder,
         target=target,
@@ -97,6 +98,7 @@ def plan_task_head(
         width=backbone.record.width,
         options=options,
     )
+    return take_sources(spec, backbone.record)
 
 
 def assemble(

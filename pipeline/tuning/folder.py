@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,10 @@ def save(
 
 def config_of(run: TunedRun) -> dict[str, Any]:
     """What ``config.json`` says of a run; with `asked` and the versions it is the whole file."""
-    values = asdict(run)
+    tasks = [replace(task, head=None) for task in run.tasks]
+    values = asdict(replace(run, tasks=tuple(tasks)))
+    for task, written in zip(run.tasks, values["tasks"], strict=True):
+        written["head"] = None if task.head is None else task.head.to_json()
     return {name: values[name] for name in ("method", "options", "source", "tasks", "sources")}
 
 
