@@ -181,8 +181,8 @@ class Objects(Place):
     maps, trusted = False, True
 
     def __init__(self, url: str) -> None:
+        self._store = remote.connect(url)
         self.name = url.rstrip("/")
-        self._store = remote.connect(self.name)
 
     @property
     def absolute(self) -> str:

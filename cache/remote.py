@@ -108,14 +108,14 @@ def connect(url: str, read_only: bool = False) -> "RemoteStore":
     if not parts.netloc and parts.scheme in _OBSTORE:
         raise CacheError(f"--store {url}: no bucket is named: give {parts.scheme}://BUCKET/PATH")
     try:
-        made = _objects(url) if parts.scheme in _OBSTORE else _Files.from_url(url.rstrip("/"))
+        made = _objects(url.rstrip("/")) if parts.scheme in _OBSTORE else _Files.from_url(url.rstrip("/"))
     except ImportError as error:
         package = "layerbank[s3]" if parts.scheme in _OBSTORE else None
         cure = f"pip install '{package}'" if package else reason_of(error)
         raise CacheError(f"--store {url}: a package for such URLs is not installed: {cure}") from error
     except Exception as error:
         raise CacheError(f"--store {url} cannot be used: {reason_of(error)}") from error
-    return RemoteStore(made.with_read_only(read_only), url=url)
+    return RemoteStore(made.with_read_only(read_only), url=url.rstrip("/"))
 
 
 def _objects(url: str) -> _Objects:

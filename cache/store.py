@@ -52,7 +52,7 @@ def chunk_key(split: str, array: str, *index: int) -> str:
 def zarr_store(store: str) -> Any:
     """What Zarr opens: a folder's path, or a URL's store."""
     path = local_path(store)
-    return remote.connect(store.rstrip("/")) if path is None else str(path)
+    return remote.connect(store) if path is None else str(path)
 
 
 def members(group: zarr.Group) -> dict[str, Any]:

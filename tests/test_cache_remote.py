@@ -281,7 +281,7 @@ def refusal(url, *, reading=False):
 def test_a_wrong_key_a_missing_bucket_and_no_bucket_are_said_at_once(proxy, keys, monkeypatch, reading):
     said = refusal("s3://nowhere/bank", reading=reading)
     assert "there is no such bucket" in said or (reading and "no bank at s3://nowhere/bank" in said)
-    assert "no bucket is named: give s3://BUCKET/PATH" in refusal("s3://", reading=reading)
+    assert "--store s3://: no bucket is named: give s3://BUCKET/PATH" in refusal("s3://", reading=reading)
     assert "no bucket is named" in refusal("s3:///bank", reading=reading)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody-at-all")
     assert "check the credentials" in refusal(f"s3://{s3.BUCKET}/bank", reading=reading)

@@ -90,7 +90,7 @@ def test_the_recommendation_is_what_keeps_most_and_fits(data, monkeypatch):
         with_free(monkeypatch, free)
         best = estimate(data, encoder()).recommended
         assert (best and best["keep"]) == keep
-    assert estimate(data, encoder(), store="s3://bucket/bank").free_bytes is None
+    assert estimate(data, encoder(), store="memory://bucket/bank").free_bytes is None
 
 
 def test_an_extraction_that_cannot_fit_does_not_start_and_says_what_would(tmp_path, data, monkeypatch):
