@@ -109,7 +109,9 @@ def _local_cluster(n_workers: int, threads: int | None) -> Iterator[Any]:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
         options = {"nthreads": 1, "env": environment, "host": "127.0.0.1", "silence_logs": logging.CRITICAL}
         workers[number] = {"cls": Nanny, "options": {**options, "memory_limit": 0, "dashboard": False}}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    # Any free port for what Dask serves beside: two clusters may run on one machine.
+    ports = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", **ports}}
     cluster = SpecCluster(
         workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL, name="layerbank"
     )

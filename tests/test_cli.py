@@ -322,6 +322,8 @@ def test_hyper_parameters_and_flags_reach_the_head(work):
         "warmup_frac": 0.3,
         "patience": 2,
         "data_seed": 8,
+        "precision": config["schedule"]["precision"],  # by the device
+        "rungs": [],
     }
     assert config["head"]["layers"] == [2]
     assert config["source"]["splits"] == {"train": "train", "dev": "test"}

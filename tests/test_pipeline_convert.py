@@ -182,7 +182,7 @@ def test_wrong_folders_are_refused(tmp_path, monkeypatch):
     convert(source, "other", dtype="float16")
     with pytest.raises(CacheError, match="was made with dtype = float16, asked for int8"):
         convert(source, "other", dtype="int8")
-    another = tiny.bank(tmp_path / "another", sizes={"train": 6})
+    another = tiny.bank(tmp_path / "another", sizes={"train": 4})
     with pytest.raises(CacheError, match="made from other rows"):
         convert(another, "other", dtype="float16")
 
