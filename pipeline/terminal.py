@@ -131,7 +131,7 @@ def extraction_bar() -> Iterator[Callable[[Any], None]]:
 
 def show_extraction(result: Mapping[str, Any]) -> None:
     """What an extraction did."""
-    for line in result.get("notes", []):
+    for line in result["notes"]:
         note(line)
     names = ("examples", "tokens", "blocks", "words_cut", "words_empty")
     rows = [(split, *(facts[name] for name in names)) for split, facts in result["splits"].items()]
@@ -409,7 +409,7 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     score = f"dev {result['metric']}"
     columns = ("run", "method", score, "parameters", "s/epoch", "s to 95 %", "peak memory", "run", "bank")
     table(f"target {result['target']}", columns, rows)
-    for line in result.get("notes", []):
+    for line in result["notes"]:
         note(line)
     for path in result.get("pictures", []):
         say(path)

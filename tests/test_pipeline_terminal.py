@@ -89,6 +89,9 @@ def extraction(**changes):
         "seconds": 2.0,
         "targets": ["tags"],
         "skipped": {},
+        "notes": [],
+        "new_rows": {},
+        "unlabelled": [],
     }
     return {**whole, **changes}
 
