@@ -6,7 +6,6 @@ own.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -105,10 +104,11 @@ def trained(store: Path, memory: str) -> tuple[float, float]:
     """Seconds an epoch, and peak memory in GiB, of a training run."""
     out = arguments.work / "streaming-run"
     flags = ["--target", "tags", "--out", str(out), "--overwrite", "--epochs", "1", "--memory", memory]
+    # Not getrusage: a child starts with the peak of the process that it was forked from.
     code = (
-        "import sys, resource, cli; sys.argv = ['layerbank', *sys.argv[1:]]\n"
+        "import sys, cli; sys.argv = ['layerbank', *sys.argv[1:]]\n"
         "try: cli.app()\n"
-        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "finally: print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0], file=sys.stderr)"
     )
     command = [sys.executable, "-c", code, "train", str(store), *flags, "--threads", str(arguments.threads)]
     done = subprocess.run([*command, "--json"], check=True, capture_output=True, text=True)
@@ -137,5 +137,4 @@ show(
     share_of_resident=large_s / small_s,
     peak_gib=small_gib,
     peak_resident_gib=large_gib,
-    own_peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
 )
