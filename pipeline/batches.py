@@ -97,7 +97,9 @@ class Feeds:
         if found is None or not set(layers) <= set(found.layers):
             if isinstance(found, Resident):
                 self.resident_bytes -= found.states.nbytes
-            wanted = self.layers.get(key, layers)
+            # Those it has too: a search asks for other layers in every round.
+            before = found.layers if found else ()
+            wanted = sorted({*self.layers.get(key, layers), *layers, *before})
             found = self._feeds[key] = self._make(split, select(split, head), wanted)
         return found
 

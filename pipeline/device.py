@@ -29,7 +29,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def pick_precision(name: str, device: torch.device) -> Literal["float32", "bfloat16"]:
     """The precision of a head's products; ``auto`` takes bfloat16 where the device has units for it.
 
-    Weights, their updates and losses stay float32; what bfloat16 does to scores is in docs/results.md.
+    Weights, their updates and losses stay float32.
     """
     if name == "auto":
         return "bfloat16" if _computes_bfloat16(device) else "float32"

@@ -328,5 +328,5 @@ class Record:
 
 
 def group_size(job: Job) -> int:
-    """Heads computed at once: on a GPU all, on a CPU as many as measured best (docs/log.md)."""
+    """Heads computed at once: on a GPU all; on a CPU 16, one of the two best of 1 to 32 (docs/log.md)."""
     return 16 if job.train.feed.device.type == "cpu" else 2**20
