@@ -1,7 +1,7 @@
 """Early fusions beside late fusions on massive/en-US `intent`: score, parameters, time and memory of each.
 
 Every run learns the same rows for the same number of epochs. Early fusions go through the encoder at each
-step; late fusions read one bank, whose extraction is counted once, spread over the epochs.
+step; late fusions read one bank, whose extraction is counted once, spread over ten epochs.
 """
 
 import json
@@ -23,9 +23,13 @@ EARLY = (
     "spot",
     "attempt",
 )
-LATE = ("last_layer", "linear", "attention", "concat", "affine", "dwatt")
+LATE = ("last_layer", "linear", "attention", "concat", "affine", "dwatt", "mixture")
 OPTIONS = {"prompt_tuning": ["length=20"], "prefix_tuning": ["length=20"], "spot": [], "attempt": []}
-SOURCES = ("snips", "massive-scenario")
+SOURCES = {"snips": ("snips", "intent"), "massive-scenario": ("massive/en-US", "scenario")}
+
+
+SHARED_EPOCHS = 10
+"""Epochs that an extraction is spread over in the column that counts it."""
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -60,7 +64,7 @@ def early_rows(arguments: Any, data: Path, sources: Path, methods: list[str]) ->
     """Runs of every early fusion, one a seed."""
     found: dict[str, list[Any]] = {}
     for method in methods:
-        prompts = {"spot": sources / SOURCES[0], "attempt": sources}.get(method)
+        prompts = {"spot": sources / "snips", "attempt": sources}.get(method)
         for seed in range(arguments.seeds):
             flags = ["--seed", seed, *(["--prompts", prompts] if prompts else [])]
             out = arguments.work / "early" / f"{method}-{seed}"
@@ -68,27 +72,53 @@ def early_rows(arguments: Any, data: Path, sources: Path, methods: list[str]) ->
     return found
 
 
-def late_rows(arguments: Any, data: Path, fusions: list[str]) -> dict[str, list[Any]]:
-    """Heads of every late fusion, one a seed, on one bank; their seconds an epoch hold a share of it."""
-    store = arguments.work / "early" / "bank"
+def extract(arguments: Any, data: Path, store: Path) -> dict[str, Any]:
+    """A bank, made anew: `mixture` pools the embeddings of all tokens."""
     shutil.rmtree(store, ignore_errors=True)
-    made = layerbank(
-        "extract", data, "--encoder", encoder(), "--store", store, "--keep", "words",
+    return layerbank(
+        "extract", data, "--encoder", encoder(), "--store", store, "--keep", "all",
         "--device", "cpu", "--threads", arguments.threads,
     )  # fmt: skip
+
+
+def train(arguments: Any, store: Path, target: str, fusion: str, out: Path, *flags: Any) -> dict[str, Any]:
+    """One head on a bank; `out` is made anew."""
+    shutil.rmtree(out, ignore_errors=True)
+    return layerbank(
+        "train", store, "--target", target, "--fusion", fusion, "--out", out,
+        "--epochs", arguments.epochs, "--lr", "3e-4" if fusion == "dwatt" else "2e-3",
+        "--device", "cpu", "--threads", arguments.threads, *flags,
+    )  # fmt: skip
+
+
+def late_rows(arguments: Any, data: Path, fusions: list[str]) -> dict[str, list[Any]]:
+    """Heads of every late fusion, one a seed, on one bank; their seconds an epoch hold a share of it."""
+    work = arguments.work / "early"
+    made = extract(arguments, data, work / "bank")
     found: dict[str, list[Any]] = {}
     for fusion in fusions:
+        flags = ["--set", f"sources={late_sources(arguments)}"] if fusion == "mixture" else []
         for seed in range(arguments.seeds):
-            out = arguments.work / "early" / f"{fusion}-{seed}"
-            shutil.rmtree(out, ignore_errors=True)
-            result = layerbank(
-                "train", store, "--target", "intent", "--fusion", fusion, "--out", out, "--seed", seed,
-                "--epochs", arguments.epochs, "--lr", "3e-4" if fusion == "dwatt" else "2e-3",
-                "--device", "cpu", "--threads", arguments.threads,
-            )  # fmt: skip
-            result["with_extraction"] = result["seconds_per_epoch"] + made["seconds"] / arguments.epochs
+            out = work / f"{fusion}-{seed}"
+            result = train(arguments, work / "bank", "intent", fusion, out, "--seed", seed, *flags)
+            result["with_extraction"] = result["seconds_per_epoch"] + made["seconds"] / SHARED_EPOCHS
             found.setdefault(fusion, []).append(result)
     return found
+
+
+def late_sources(arguments: Any) -> str:
+    """Trained `attention` heads of the source data sets, for `mixture`."""
+    work = arguments.work / "early"
+    for name, (_, target) in SOURCES.items():
+        extract(arguments, work / name, work / f"bank-{name}")
+        train(arguments, work / f"bank-{name}", target, "attention", work / "queries" / name)
+    return ",".join(str(work / "queries" / name) for name in SOURCES)
+
+
+def write_sources(arguments: Any) -> None:
+    """The source data sets."""
+    for name, (folder, target) in SOURCES.items():
+        subset(arguments.data / folder, arguments.work / "early" / name, arguments.train, 300, target)
 
 
 def line(name: str, runs: list[dict[str, Any]]) -> str:
@@ -116,12 +146,10 @@ def main() -> None:
     work = arguments.work / "early"
     data = subset(arguments.data / "massive/en-US", work / "data", arguments.train, arguments.dev, "intent")
     methods = [name for name in arguments.methods.split(",") if name]
+    write_sources(arguments)
     if {"spot", "attempt"} & {*methods}:
-        for name, folder, target in zip(
-            SOURCES, ("snips", "massive/en-US"), ("intent", "scenario"), strict=True
-        ):
-            rows = subset(arguments.data / folder, work / name, arguments.train, 300, target)
-            tune(arguments, rows, target, "prompt_tuning", work / "sources" / name)
+        for name, (_, target) in SOURCES.items():
+            tune(arguments, work / name, target, "prompt_tuning", work / "sources" / name)
     found = early_rows(arguments, data, work / "sources", methods)
     found |= late_rows(arguments, data, [name for name in arguments.fusions.split(",") if name])
     dev = Counter(row["intent"] for row in rows_of(data / "dev.jsonl"))
