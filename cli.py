@@ -660,6 +660,48 @@ def compare(
 
 
 @app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="Which, such as fusion-table; a wrong name lists them.")],
+    data: Annotated[list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what.")],
+    encoder: Annotated[str, typer.Option(help="Hub id or directory of the encoder.")],
+    out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
+    banks: Annotated[
+        str | None, typer.Option(help="Folder of banks, made where they lack; OUT/banks by default.")
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
+    ] = None,
+    encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
+    memory: Memory = "4GiB",
+    precision: Precision = "auto",
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Runs an experiment of the papers and leaves its tables and figures."""
+    from pathlib import Path
+
+    from pipeline import terminal
+    from pipeline.device import set_threads
+    from pipeline.experiments._base import Data as OnData
+    from pipeline.experiments._base import Lab, perform
+
+    set_threads(threads)
+    lab = Lab(
+        out=Path(out),
+        encoder=encoder,
+        data=tuple(OnData.parse(one) for one in data),
+        banks=Path(banks or f"{out}/banks"),
+        encoder_revision=encoder_revision,
+        device=device,
+        precision=precision,
+        memory_bytes=_bytes(memory),
+        note=terminal.note,
+    )
+    _print(perform(name, _settings(options), lab), as_json, terminal.show_findings)
+
+
+@app.command()
 def inspect(store: Store, as_json: AsJson = False) -> None:
     """Shows what a bank holds."""
     from cache import open_bank

@@ -19,6 +19,7 @@ KINDS = {
     "fusion": ("pipeline.fusions", "FUSION"),
     "decoder": ("pipeline.decoders", "DECODER"),
     "method": ("pipeline.early_fusion", "METHOD"),
+    "experiment": ("pipeline.experiments", "EXPERIMENT"),
 }
 """For each kind of part, the package that holds the files and the constant that each ends with."""
 

@@ -413,3 +413,20 @@ def show_comparison(result: Mapping[str, Any]) -> None:
         note(line)
     for path in result.get("pictures", []):
         say(path)
+
+
+def show_findings(result: Mapping[str, Any]) -> None:
+    """The tables of an experiment or an analysis, and what was noticed."""
+    for found in result["tables"]:
+        columns = found["columns"]
+        rows = [[_rounded(row.get(c["name"]), c["digits"]) for c in columns] for row in found["rows"]]
+        table(found["title"], [column["title"] for column in columns], rows)
+    for text in result["notes"]:
+        say(text)
+    say(f"{result['seconds']:.1f} s: tables and figures are in {result['out']}")
+
+
+def _rounded(value: Any, digits: int | None) -> Any:
+    if value is None:
+        return ""
+    return f"{value:,.{digits}f}" if isinstance(value, float) and digits is not None else value
