@@ -136,7 +136,7 @@ def load(
     labels = torch.from_numpy(target.values[unit]).to(feeds.device)
     return Labelled(
         feed=feed,
-        layers=_places(feed.layers, layers),
+        layers=places(feed.layers, layers),
         labels=labels if target.kind == "float" else labels.long(),
         gold=target.values,
         unit=unit,
@@ -146,7 +146,7 @@ def load(
     )
 
 
-def _places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
+def places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:
     """Where layers stand among others; a slice, which copies nothing, for neighbours."""
     places = [held.index(layer) for layer in wanted]
     if places == list(range(places[0], places[-1] + 1)):

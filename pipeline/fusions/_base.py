@@ -56,3 +56,18 @@ class Fusion(nn.Module, ABC):
         Returns:
             One vector per head and token; a head axis of 1 where all heads share the result.
         """
+
+    def weights(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head token layer"] | None:
+        """How much of each layer goes into each token's vector, where the fusion learns that.
+
+        Args:
+            states: as for `forward`.
+            lengths: likewise.
+
+        Returns:
+            For each head and token a distribution over the layers that it reads: what `layerbank analyze`
+            shows. None where no part of the fusion is one.
+        """
+        return None

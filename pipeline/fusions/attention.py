@@ -38,9 +38,15 @@ class AttentionFusion(Fusion):
         One small product per token, on a view of the states: 1.5 times as fast as multiply and sum for
         one head, 20 times for 16, because nothing of the size head · layer · token · width is made.
         """
-        weights = nn.functional.linear(states, self.query).softmax(0)
-        mixed = torch.bmm(weights.permute(1, 2, 0), states.transpose(0, 1)).transpose(0, 1)
+        weights = self.weights(states, lengths)
+        mixed = torch.bmm(weights.transpose(0, 1), states.transpose(0, 1)).transpose(0, 1)
         return mixed if self.norm is None else self.norm(mixed)
+
+    def weights(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head token layer"]:
+        """softmax_n(Q·z_n): a view of the scores, nothing is copied."""
+        return nn.functional.linear(states, self.query).softmax(0).permute(2, 1, 0)
 
 
 FUSION = AttentionFusion

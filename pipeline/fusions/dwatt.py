@@ -85,11 +85,18 @@ class DWAtt(Fusion):
     ) -> Float[Tensor, "head token width"]:
         """Adds to the last layer what the query of each token finds in the others, for every head."""
         last = states[-1:]
-        query = 1 + nn.functional.elu(last + self.query(last)[:, 0])
-        weights = (query @ (self.positions @ self.key).mT).softmax(-1)
+        weights = self.weights(states, lengths)
         value = self.value(states)
         value = nn.functional.layer_norm(value, value.shape[-1:]) * self.norm_weight + self.norm_bias
         return last + torch.einsum("htn,hntd->htd", weights, value)
+
+    def weights(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head token layer"]:
+        """softmax_n(q·k_n); z_L, which is added to what they weigh, has no part in them."""
+        last = states[-1:]
+        query = 1 + nn.functional.elu(last + self.query(last)[:, 0])
+        return (query @ (self.positions @ self.key).mT).softmax(-1)
 
 
 FUSION = DWAtt

@@ -34,5 +34,11 @@ class LinearFusion(Fusion):
         weights = self.scale * self.scores.softmax(-1)
         return (weights @ states.flatten(1)).view(len(weights), *states.shape[1:])
 
+    def weights(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head token layer"]:
+        """softmax(s)_n, the same for every token; γ scales the vector and favours no layer."""
+        return self.scores.softmax(-1)[:, None].expand(-1, states.shape[1], -1)
+
 
 FUSION = LinearFusion

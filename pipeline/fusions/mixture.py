@@ -131,15 +131,21 @@ class Mixture(Fusion):
 
         Small products per token on a view of the states, as in `attention`.
         """
+        weights = self.weights(states, lengths).transpose(0, 1).to(states.dtype)
+        return torch.bmm(weights, states.transpose(0, 1)).transpose(0, 1)
+
+    def weights(
+        self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
+    ) -> Float[Tensor, "head token layer"]:
+        """softmax_n(Q(x)·z_n), by the query of the token's example."""
         if not states.shape[1]:
-            return states.new_zeros(len(self.sources), 0, self.out_width)
+            return states.new_zeros(len(self.sources), 0, len(states))
         query = self.shares(states, lengths) @ self.sources
         if self.query is not None:
             query = query + self.query[:, None]
         query = query.repeat_interleave(lengths, 1, output_size=states.shape[1])
-        by_token = states.transpose(0, 1)
-        weights = torch.bmm(by_token, query.permute(1, 2, 0).to(states.dtype)).softmax(1)
-        return torch.bmm(weights.mT.to(states.dtype), by_token).transpose(0, 1)
+        scores = torch.bmm(states.transpose(0, 1), query.permute(1, 2, 0).to(states.dtype))
+        return scores.softmax(1).permute(2, 0, 1)
 
 
 FUSION = Mixture
