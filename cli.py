@@ -702,6 +702,59 @@ def experiment(
 
 
 @app.command()
+def analyze(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="R...", help="Runs, folders of runs, sweeps; or banks.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder for tables and figures.")],
+    what: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="attention, depth, probes, sentence, similarity; repeatable. All that fits by default."
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["class", "language", "position", "kind"] | None,
+        typer.Option(help="Group tokens by this alone; by all that fits by default."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to look at.")] = "dev",
+    sentence: Annotated[
+        str | None, typer.Option(metavar="N|TEXT", help="Row of the split, from 0, or a text of your own.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens that layers are compared on, by whole blocks; 0 for all.", min=0)
+    ] = 50_000,
+    encoder: Annotated[str | None, typer.Option(help="Where the encoder is now.")] = None,
+    trust_remote_code: Trust = False,
+    memory: Memory = "4GiB",
+    device: Device = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Shows which layers heads use, what each layer knows, and how alike layers are."""
+    from pipeline import terminal
+    from pipeline.analysis._base import analyze as run
+    from pipeline.device import pick_device, set_threads
+
+    set_threads(threads)
+    result = run(
+        runs,
+        out=out,
+        what=what or (),
+        by=by,
+        split=split,
+        sentence=sentence,
+        tokens=tokens,
+        encoder=encoder,
+        trust_remote_code=trust_remote_code,
+        memory_bytes=_bytes(memory),
+        device=pick_device(device),
+        note=terminal.note,
+    )
+    _print(result, as_json, terminal.show_findings)
+
+
+@app.command()
 def inspect(store: Store, as_json: AsJson = False) -> None:
     """Shows what a bank holds."""
     from cache import open_bank

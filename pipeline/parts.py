@@ -20,6 +20,7 @@ KINDS = {
     "decoder": ("pipeline.decoders", "DECODER"),
     "method": ("pipeline.early_fusion", "METHOD"),
     "experiment": ("pipeline.experiments", "EXPERIMENT"),
+    "question": ("pipeline.analysis", "QUESTION"),
 }
 """For each kind of part, the package that holds the files and the constant that each ends with."""
 

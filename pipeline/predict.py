@@ -57,7 +57,7 @@ class _Contexts:
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """States of some inputs' tokens; a `pipeline.batches.TokenTable`."""
 
     keep: Keep
@@ -69,6 +69,47 @@ class _Encoded:
     layers: tuple[int, ...]
     states: Float[Tensor, "layer token width"]
     contexts: _Contexts = _Contexts()
+
+
+def encode(
+    encoder: Encoder, tokens: Tokens, keep: Keep, layers: Sequence[int], *, batch_tokens: int = 4096
+) -> Encoded:
+    """States of some rows' kept tokens.
+
+    Args:
+        encoder: computes them.
+        tokens: of the rows.
+        keep: which tokens are kept.
+        layers: which layers, ascending.
+        batch_tokens: padded tokens in one forward.
+
+    Raises:
+        PipelineError: as `Encoder.encode`.
+    """
+    kept = tokens.kept(keep)
+    length = np.diff(spans(kept.view(np.int8))[tokens.start])
+    start = spans(length)[:-1]
+    states = torch.zeros(len(layers), int(length.sum()), encoder.record.width, device=encoder.device)
+    sequences, places = tokens.pieces_of(np.arange(len(length)), start, kept)
+    encoder.encode(
+        tokens.pieces,
+        sequences,
+        kept=kept,
+        layers=layers,
+        start=places,
+        out=states,
+        budget_tokens=batch_tokens,
+    )
+    return Encoded(
+        keep=keep,
+        start=start,
+        length=length,
+        kind=tokens.kind[kept],
+        word_id=tokens.word_id[kept],
+        n_words=tokens.n_words,
+        layers=tuple(layers),
+        states=states,
+    )
 
 
 class Predictor:
@@ -147,7 +188,9 @@ class Predictor:
             if self._masks:
                 mask = tokens.input_ids == self._encoder.tokenizer.mask_token_id
                 tokens = replace(tokens, predicted=mask)
-            encoded = self._encode(tokens)
+            encoded = encode(
+                self._encoder, tokens, self._keep, self._layers, batch_tokens=self._batch_tokens
+            )
             if any(run.target.kind == "span" for run in self.runs):
                 encoded = replace(encoded, contexts=self._contexts(texts[here], pairs and pairs[here]))
             columns = {run.target.name: self._predict(run, encoded) for run in self.runs}
@@ -167,36 +210,8 @@ class Predictor:
         length = self.runs[0].source.max_length
         return _Contexts(contexts, context_offsets(self._encoder.tokenizer, texts, contexts, length))
 
-    def _encode(self, tokens: Tokens) -> _Encoded:
-        kept = tokens.kept(self._keep)
-        length = np.diff(spans(kept.view(np.int8))[tokens.start])
-        start = spans(length)[:-1]
-        states = torch.zeros(
-            len(self._layers), int(length.sum()), self._encoder.record.width, device=self._encoder.device
-        )
-        sequences, places = tokens.pieces_of(np.arange(len(length)), start, kept)
-        self._encoder.encode(
-            tokens.pieces,
-            sequences,
-            kept=kept,
-            layers=self._layers,
-            start=places,
-            out=states,
-            budget_tokens=self._batch_tokens,
-        )
-        return _Encoded(
-            keep=self._keep,
-            start=start,
-            length=length,
-            kind=tokens.kind[kept],
-            word_id=tokens.word_id[kept],
-            n_words=tokens.n_words,
-            layers=self._layers,
-            states=states,
-        )
-
     @torch.inference_mode()
-    def _predict(self, run: Run, encoded: _Encoded) -> list[Any]:
+    def _predict(self, run: Run, encoded: Encoded) -> list[Any]:
         selection = select(encoded, run.head)
         inputs = _inputs(run, encoded, selection)
         guess = run.head.decoder.predict(run.head(inputs), inputs.decoded_lengths)[0].cpu().numpy()
@@ -215,25 +230,31 @@ class Predictor:
         return [run.target.names[i] for i in guess]
 
 
-def _inputs(run: Run, encoded: _Encoded, selection: Selection) -> Inputs:
-    """What a head reads, rounded to the data type of the bank it was trained on.
+def layers_of(run: Run, encoded: Encoded) -> Float[Tensor, "layer token width"]:
+    """States of the layers that a head reads, rounded to the data type of the bank it was trained on.
 
     Where that is int8, the encoder's states come as they are: the bank's are these and a rounding error.
     """
+    rows = [encoded.layers.index(layer) for layer in run.spec.layers]
+    states = encoded.states.index_select(0, torch.tensor(rows, device=encoded.states.device))
+    return states if run.source.dtype == "int8" else states.to(TORCH_DTYPES[run.source.dtype]).float()
+
+
+def _inputs(run: Run, encoded: Encoded, selection: Selection) -> Inputs:
+    """What a head reads."""
     device = encoded.states.device
-    rows = torch.tensor([encoded.layers.index(layer) for layer in run.spec.layers], device=device)
-    tokens = torch.from_numpy(selection.read.position).to(device)
-    states = encoded.states.index_select(0, rows).index_select(1, tokens)
     chosen = selection.chosen
     return Inputs(
-        states=states if run.source.dtype == "int8" else states.to(TORCH_DTYPES[run.source.dtype]).float(),
+        states=layers_of(run, encoded).index_select(
+            1, torch.from_numpy(selection.read.position).to(device)
+        ),
         lengths=torch.from_numpy(selection.read.count).to(device),
         decoded=None if chosen is None else torch.from_numpy(chosen).to(device),
         decoded_lengths=torch.from_numpy(selection.decoded.count).to(device),
     )
 
 
-def _tags(run: Run, encoded: _Encoded, selection: Selection, guess: ndarray) -> list[list[str | None]]:
+def _tags(run: Run, encoded: Encoded, selection: Selection, guess: ndarray) -> list[list[str | None]]:
     """Tags of every word; a word without a token gets O, or None where there is no O."""
     names = run.target.names
     nothing = "O" if is_entity_scheme(names) else None
@@ -294,19 +315,31 @@ def open_predictor(
         PipelineError: a run or the encoder cannot be loaded, or they do not belong together.
     """
     runs = [load_run(path) for path in paths]
-    known = runs[0].source.encoder
-    precision = runs[0].source.precision
+    return Predictor(
+        runs, encoder_of(runs[0], encoder=encoder, device=device, trust_remote_code=trust_remote_code)
+    )
+
+
+def encoder_of(
+    run: Run, *, encoder: str | None = None, device: str = "auto", trust_remote_code: bool = False
+) -> Encoder:
+    """The encoder of a run, as `open_predictor` loads it.
+
+    Raises:
+        PipelineError: it cannot be loaded.
+    """
+    known = run.source.encoder
+    precision = run.source.precision
     if precision == "float16" and not is_fast(precision, pick_device(device)):
         precision = "float32"  # the exact states that the head saw rounded
-    loaded = open_encoder(
+    return open_encoder(
         encoder or known.name,
         revision=None if encoder else known.revision,
         device=device,
         precision=precision,
-        words=words_based(runs[0]),
+        words=words_based(run),
         trust_remote_code=trust_remote_code,
     )
-    return Predictor(runs, loaded)
 
 
 @dataclass(frozen=True, kw_only=True)
