@@ -34,7 +34,9 @@ _IDLE = re.compile(
 """Settings of an encoder that no state depends on. `pad_token_id` is not among them: positions may."""
 
 
-def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote_code: bool) -> Any:
+def load_tokenizer(
+    name: str, revision: str | None, *, words: bool, trust_remote_code: bool, download: bool = True
+) -> Any:
     """Loads a tokenizer; for rows of words, one that puts a space before each of them where it must.
 
     Raises:
@@ -43,6 +45,7 @@ def load_tokenizer(name: str, revision: str | None, *, words: bool, trust_remote
     from transformers import AutoTokenizer
 
     options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    options["local_files_only"] = not download
     try:
         with silenced():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)

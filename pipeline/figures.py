@@ -137,12 +137,6 @@ def bars(
     return _plain(altair.Chart(_data(rows)).mark_bar().encode(**encoded))
 
 
-def stepped(chart: Mapping[str, Any], *, columns: int, rows: int) -> dict[str, Any]:
-    """A grid with room for the name of each row and column, however many there are."""
-    width = max(12, min(40, WIDTH // max(1, columns)))
-    return {**chart, "width": {"step": width}, "height": {"step": max(14, min(40, HEIGHT // max(1, rows)))}}
-
-
 def svg(chart: Mapping[str, Any]) -> str:
     """The chart as a vector picture."""
     import vl_convert

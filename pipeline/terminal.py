@@ -420,10 +420,16 @@ def show_findings(result: Mapping[str, Any]) -> None:
     for found in result["tables"]:
         columns = found["columns"]
         rows = [[_rounded(row.get(c["name"]), c["digits"]) for c in columns] for row in found["rows"]]
-        table(found["title"], [column["title"] for column in columns], rows)
+        table(found["title"], [column["title"] for column in columns], rows[:_SHOWN_ROWS])
+        if len(rows) > _SHOWN_ROWS:
+            say(f"{len(rows) - _SHOWN_ROWS} more rows: {result['out']}/tables/{found['name']}.csv\n")
     for text in result["notes"]:
         say(text)
     say(f"{result['seconds']:.1f} s: tables and figures are in {result['out']}")
+
+
+_SHOWN_ROWS = 40
+"""Of a table; its file has all."""
 
 
 def _rounded(value: Any, digits: int | None) -> Any:

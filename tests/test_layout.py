@@ -28,6 +28,7 @@ NEVER = {
     "pipeline.tasks": ("pipeline.extract", "pipeline.corpus", "pipeline.train", "torch", "transformers"),
     "pipeline.extract": ("pipeline.train", "pipeline.sweep", *PARTS),
     "pipeline.early_fusion": ("pipeline.tuning", "pipeline.train", "pipeline.sweep", "transformers"),
+    "pipeline.analysis": ("pipeline.experiments", "pipeline.report", "pipeline.extract", "pipeline.tuning"),
     "pipeline.tuning": ("pipeline.train", "pipeline.sweep", "pipeline.extract", "pipeline.batches"),
 }
 
@@ -113,6 +114,13 @@ def test_nothing_of_stages_1_and_2_imports_early_fusion():
     for module in (m for m in PACKAGES if not any(is_within(m, name) for name in early)):
         for name in IMPORTS[module]:
             assert not any(is_within(name, package) for package in early), f"{module} imports {name}"
+
+
+def test_only_experiments_and_the_command_line_import_analyses():
+    above = ("pipeline.analysis", "pipeline.experiments")
+    for module in (m for m in PACKAGES if not any(is_within(m, name) for name in above)):
+        for name in IMPORTS[module]:
+            assert not is_within(name, "pipeline.analysis"), f"{module} imports {name}"
 
 
 def test_imports_have_no_cycle():

@@ -277,6 +277,61 @@ def test_equals_the_equation(name, equation, options):
     np.testing.assert_allclose(fused, expected, atol=1e-5, rtol=1e-5)
 
 
+def weights_by_linear(z, lengths, w):
+    return np.tile(softmax(w["scores"], 0), (z.shape[1], 1))
+
+
+def weights_by_attention(z, lengths, w):
+    return np.array([softmax(np.array([w["query"] @ n for n in z[:, t]]), 0) for t in range(z.shape[1])])
+
+
+def weights_by_dwatt(z, lengths, w):
+    inner = z[LAST] + bottleneck(z[LAST], w, "query", 0)
+    query = 1 + np.where(inner > 0, inner, np.expm1(inner))
+    return softmax(np.array([query @ (p @ w["key"]) for p in w["positions"]]), 0).T
+
+
+def weights_by_mixture(z, lengths, w):
+    query = w["query"] + w["sources"].mean(0)  # without its network all sources have one share
+    return weights_by_attention(z, lengths, {"query": query})
+
+
+@pytest.mark.parametrize(
+    ("name", "equation", "options"),
+    [
+        ("linear", weights_by_linear, {}),
+        ("attention", weights_by_attention, {}),
+        ("attention", weights_by_attention, {"layer_norm": True}),
+        ("dwatt", weights_by_dwatt, {}),
+        ("mixture", weights_by_mixture, {"attention": False}),
+    ],
+)
+def test_weights_over_layers_are_those_of_the_equation(name, equation, options):
+    fusion, reads = build_shaken(name, **options)
+    states, lengths = batch()
+    expected = equation(states.double().numpy(), LENGTHS, weights_of(fusion))
+    found = fusion.weights(states[reads], lengths)[0].detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6, rtol=1e-5)
+
+
+WEIGHING = {"attention", "linear", "dwatt", "mixture"}
+
+
+@every
+def test_weights_over_layers_are_distributions_or_not_there(name):
+    fusion, reads = build_shaken(name)
+    states, lengths = batch()
+    found = fusion.weights(states[reads], lengths)
+    assert (found is not None) == (name in WEIGHING)
+    if found is not None:
+        assert found.shape == (1, sum(LENGTHS), len(reads))
+        assert (found >= 0).all()
+        torch.testing.assert_close(found.sum(-1), torch.ones(1, sum(LENGTHS)))
+        assert fusion.weights(states[reads][:, :0], torch.tensor([0])).shape == (1, 0, len(reads))
+        both = stack([build_shaken(name, seed)[0] for seed in range(2)]).weights(states[reads], lengths)
+        torch.testing.assert_close(both[0], found[0], atol=1e-6, rtol=1e-5)
+
+
 def test_transformer_equals_torchs_encoder_layers():
     width = 192  # three attention heads
     fusion, reads = build("transformer", width=width, n=2)

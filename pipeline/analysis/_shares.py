@@ -37,11 +37,11 @@ class Share:
     sd: Float64[ndarray, " layer"]
 
     @classmethod
-    def of(cls, means: Sequence[Mean]) -> "Share":
-        """Of the heads' own means."""
-        weights = np.array([mean.weights for mean in means])
+    def of(cls, means: Sequence[tuple[str, Mean]]) -> "Share":
+        """Of the heads' own means, each with its bank: the tokens of a bank count once."""
+        weights = np.array([mean.weights for _, mean in means])
         return cls(
-            tokens=sum(mean.tokens for mean in means),
+            tokens=sum({bank: mean.tokens for bank, mean in means}.values()),
             heads=len(means),
             mean=weights.mean(0),
             sd=weights.std(0, ddof=1) if len(means) > 1 else np.zeros(weights.shape[1]),
@@ -57,15 +57,18 @@ class Task:
     readings: tuple[Reading, ...]
 
     def shares(self, grouping: str) -> dict[str, Share]:
-        """The weights of each group, most tokens first; places and languages stay in their order."""
-        found: dict[str, list[Mean]] = {}
+        """The weights of each group: most tokens first, places ascending, languages as they were named."""
+        found: dict[str, list[tuple[str, Mean]]] = {}
         for reading in self.readings:
             means = reading.means.get("all" if grouping == "language" else grouping, {})
-            for name, mean in means.items():
-                found.setdefault(name_of(reading.bank) if grouping == "language" else name, []).append(mean)
+            for group, mean in means.items():
+                name = name_of(reading.bank) if grouping == "language" else group
+                found.setdefault(name, []).append((reading.bank, mean))
         shares = {name: Share.of(means) for name, means in found.items()}
         if grouping in ("class", "kind"):
             return dict(sorted(shares.items(), key=lambda pair: -pair[1].tokens))
+        if grouping == "position":
+            return dict(sorted(shares.items(), key=lambda pair: int(pair[0].split()[0])))
         return shares
 
 
@@ -252,7 +255,6 @@ def _drawings(
                 y_title=_TITLES[by],
                 value_title="weight",
             )
-            chart = figures.stepped(chart, columns=len(task.layers), rows=len(shown))
         most = f" The {DRAWN} of the most tokens; the table has all." if len(shown) < len(shares) else ""
         yield Figure(
             name=file_name(name, "by", by, task.name),

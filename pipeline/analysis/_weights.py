@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -160,9 +161,10 @@ class _Reader:
             groups["position"] = Groups(names, np.minimum(place, POSITIONS))
         if by in (None, "kind"):
             kind, ids = split.kind[decoded.position], split.input_ids[decoded.position]
-            groups["kind"] = Groups(_words.KINDS, _words.kinds(kind, ids, self._tokenizer()))
+            groups["kind"] = Groups(_words.KINDS, _words.kinds(kind, ids, self._tokenizer))
         return groups
 
+    @cached_property
     def _tokenizer(self) -> object | None:
         material = self._material
         try:

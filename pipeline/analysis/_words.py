@@ -13,13 +13,13 @@ from pipeline.errors import PipelineError
 from pipeline.tokens import tokenizer_sha256
 
 KINDS = ("special token", "word", "number", "punctuation", "later sub-word", "option")
-"""A word's first sub-word decides: with a letter it is a word, else with a digit a number, else punctuation."""
+"""A word's first sub-word decides: a letter makes it a word, else a digit a number, else punctuation."""
 
 _CONTINUES = (Kind.CONTINUATION, Kind.PAIR_CONTINUATION)
 
 
 def open_tokenizer(recipe: Recipe, name: str | None = None, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that a bank was made with.
+    """The tokenizer that a bank was made with; nothing is downloaded unless a name is given.
 
     Args:
         recipe: of the bank.
@@ -35,6 +35,7 @@ def open_tokenizer(recipe: Recipe, name: str | None = None, *, trust_remote_code
         None if name else known.revision,
         words=recipe.columns.get("words") is not None,
         trust_remote_code=trust_remote_code,
+        download=name is not None,
     )
     if tokenizer_sha256(tokenizer) != recipe.tokenizer_sha256:
         raise PipelineError(f"the tokenizer of {name or known.name} is not the one the bank was made with")
@@ -79,5 +80,11 @@ def words(
     first = np.flatnonzero(~np.isin(kind, _CONTINUES))
     tokens = tokenizer.convert_ids_to_tokens([int(i) for i in input_ids])
     ends = [*first[1:].tolist(), len(tokens)]
-    whole = [tokens[a:b] for a, b in zip(first.tolist(), ends, strict=True)]
-    return first, [tokenizer.convert_tokens_to_string(part).strip() for part in whole]
+    whole = [_joined(tokens[a:b], tokenizer) for a, b in zip(first.tolist(), ends, strict=True)]
+    return first, whole
+
+
+def _joined(tokens: Sequence[str], tokenizer: Any) -> str:
+    """The text of a word's sub-words; not every tokenizer takes off WordPiece's own mark."""
+    plain = [*tokens[:1], *(token.removeprefix("##") for token in tokens[1:])]
+    return str(tokenizer.convert_tokens_to_string(plain)).replace(" ", "")

@@ -190,7 +190,7 @@ def _figure(sentence: Coloured) -> Figure:
         title=_title(sentence),
         about=f"Grid: weight of each layer (upwards) in each word of the sentence, mean of "
         f"{sentence.heads} heads: {' '.join(sentence.words)}",
-        chart=figures.stepped(chart, columns=len(sentence.words), rows=len(sentence.layers)),
+        chart=chart,
     )
 
 

@@ -292,7 +292,7 @@ def _figure(
         name=file_name("similarity", one, "" if one == other else other),
         title=names["title"],
         about="Grid: linear CKA of each pair of layers, 0 to 1.",
-        chart=figures.stepped(chart, columns=len(columns), rows=len(rows)),
+        chart=chart,
     )
 
 
