@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "extract", "plan", "convert", "remove", "label", "train", "sweep", "evaluate"),
     *("predict", "compare", "inspect", "verify", "list", "tune"),
+    *("experiment", "analyze"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
@@ -127,6 +128,17 @@ def test_extract_prints_its_keys(made):
     assert found["splits"]["test"]["words_cut"] == 10
     assert found["targets"] == ["tags", "intent", "score"]
     assert found["blocks"] == found["blocks_encoded"]
+
+
+def test_analyze_prints_its_keys(made, tmp_path):
+    asked = ["analyze", made.runs["tags"], "--what", "attention", "--by", "class", "--out", tmp_path / "a"]
+    found = succeed(*asked)
+    assert found.keys() == {"out", "name", "title", "what", "seconds", "notes", "tables", "files"}
+    assert found["what"] == ["attention"]
+    weights = [row["weight"] for row in found["tables"][0]["rows"]]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-6)
+    code, out, err = call("analyze", made.folder / "nothing", "--out", tmp_path / "b")
+    assert (code, out, err.count("\n")) == (1, "", 1)
 
 
 def test_second_extract_encodes_nothing(work):
