@@ -126,6 +126,11 @@ class _Reader:
             tallies = self._tally(alike)
             for run, own in zip(alike, tallies, strict=True):
                 means = {name: tally.means() for name, tally in own.items()}
+                if not means["all"]:
+                    raise PipelineError(
+                        f"split {self._split.name} of {self._bank.path} has no token that {run.path} decodes: "
+                        "name another split"
+                    )
                 yield Reading(run=run, bank=self._bank.path, means=means)
 
     @torch.inference_mode()
