@@ -128,8 +128,8 @@ class _Reader:
                 means = {name: tally.means() for name, tally in own.items()}
                 if not means["all"]:
                     raise PipelineError(
-                        f"split {self._split.name} of {self._bank.path} has no token that {run.path} decodes: "
-                        "name another split"
+                        f"split {self._split.name} of {self._bank.path} has no token that {run.path} "
+                        "decodes: name another split"
                     )
                 yield Reading(run=run, bank=self._bank.path, means=means)
 
