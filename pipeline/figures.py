@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 440, 280
 
 def lines(
     rows: Rows, *, x: str, y: str, series: str | None = None, band: tuple[str, str] | None = None,
-    x_title: str, y_title: str, log_x: bool = False, dashed: str | None = None,
+    x_title: str, y_title: str, log_x: bool = False, log_y: bool = False, dashed: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Lines through points, one a series, with a band around each.
 
@@ -28,6 +28,7 @@ def lines(
         x_title: the axis, with its unit.
         y_title: the axis, with its unit.
         log_x: whether equal steps to the right are equal factors.
+        log_y: whether equal steps upwards are.
         dashed: a column; its values are told apart by dashes.
 
     Returns:
@@ -41,7 +42,8 @@ def lines(
         names = list(dict.fromkeys(row[series] for row in rows))
         shared["color"] = altair.Color(field=series, type="nominal", title=None, sort=names)
     dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
-    up = altair.Y(field=y, type="quantitative", title=y_title, scale=altair.Scale(zero=False))
+    rising = altair.Scale(type="log") if log_y else altair.Scale(zero=False)
+    up = altair.Y(field=y, type="quantitative", title=y_title, scale=rising)
     base = altair.Chart(_data(rows)).encode(**shared)
     tips = _tips(rows, series, x, y, *(band or ()))
     layers = [base.mark_line().encode(y=up, **dashes)]
