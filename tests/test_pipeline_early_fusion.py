@@ -16,10 +16,10 @@ from pipeline import parts
 from pipeline.decoders.classifier import Classifier
 from pipeline.decoders.tagger import Tagger
 from pipeline.early_fusion._base import Host
+from pipeline.early_fusion._gates import GatedWeights, Room, gate
 from pipeline.early_fusion.adapter import Adapter, Bottleneck
 from pipeline.early_fusion.attempt import Attempt
 from pipeline.early_fusion.bitfit import BitFit
-from pipeline.early_fusion._gates import GatedWeights, Room, gate
 from pipeline.early_fusion.diff_prune import DiffPrune
 from pipeline.early_fusion.fine_tune import FineTune
 from pipeline.early_fusion.prefix_tuning import PrefixTuning

@@ -89,7 +89,7 @@ def test_convergence_goes_on_after_a_kill_and_ends_the_same(lab, tmp_path, monke
 
 
 def test_methods_that_need_sources_are_refused_early(lab):
-    with pytest.raises(PipelineError, match="use the experiment attempt-table"):
+    with pytest.raises(PipelineError, match="use attempt-table"):
         perform("convergence", {"methods": "spot"}, lab)
     with pytest.raises(PipelineError, match="a step of spot is one of prompt_tuning"):
         perform("cost", {"methods": "spot"}, lab)

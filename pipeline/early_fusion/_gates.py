@@ -20,7 +20,7 @@ _LEAST = 1e-6
 
 
 def gate(log_alpha: Tensor, *, drawn: bool) -> Tensor:
-    """z = clamp(s (r - l) + l, 0, 1), s = σ(log u - log(1 - u) + log α); u is 1/2 where it is not drawn."""
+    """Gates z = clamp(s (r - l) + l, 0, 1), s = σ(log u - log(1 - u) + log α); u is 1/2 if not drawn."""
     low, high = STRETCH
     if drawn:
         log_alpha = torch.rand_like(log_alpha).logit(_LEAST) + log_alpha
@@ -106,7 +106,7 @@ class GatedWeights(torch.autograd.Function):
         *of_weights, of_opened = grads
         flat = [one.reshape(-1) for one in of_weights]
         to_opened, group_grad = of_opened.tolist(), torch.zeros_like(group_gates)
-        # Gradients of an earlier piece of the same step are still in use: then these get tensors of their own.
+        # Those of an earlier piece of the same step are still in use: these then get memory of their own.
         free = values.grad is None and gates.grad is None
         values_grad = room.values_grad if free else torch.empty_like(room.values_grad)
         gates_grad = room.gates_grad if free else torch.empty_like(room.gates_grad)

@@ -135,8 +135,14 @@ class Lab:
         return out
 
     def tune(
-        self, name: str, method: str, tasks: Sequence[tuple[Data, str]], *, plan: Mapping[str, Any], **choices: Any
-    ) -> Path:  # fmt: skip
+        self,
+        name: str,
+        method: str,
+        tasks: Sequence[tuple[Data, str]],
+        *,
+        plan: Mapping[str, Any],
+        **choices: Any,
+    ) -> Path:
         """A run through the encoder; one that is there is used again, one that was cut off goes on.
 
         Args:
@@ -154,8 +160,8 @@ class Lab:
         """
         tried = [TaskAsked(data=data.path, target=target) for data, target in tasks]
         asked = Asked(
-            tasks=tried, encoder=self.encoder, encoder_revision=self.encoder_revision, method=method, out="",
-            **choices,
+            tasks=tried, method=method, out="", encoder=self.encoder,
+            encoder_revision=self.encoder_revision, **choices,
         )  # fmt: skip
         made = make_plan(method, **plan)
         # A folder of prompts has a name that tells what is in it; where it lies is no matter.

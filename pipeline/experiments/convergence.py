@@ -48,7 +48,7 @@ class Convergence(Experiment):
         for method in self.methods:
             if method in ("spot", "attempt"):
                 raise PipelineError(
-                    f"--set methods: {method} needs prompts of other tasks: use the experiment attempt-table"
+                    f"--set methods: {method} needs prompts of other tasks: use attempt-table"
                 )
         self.epochs, self.early_epochs, self.lr = epochs, early_epochs, lr
         self.batch_size, self.seed = batch_size, seed

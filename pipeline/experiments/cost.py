@@ -33,8 +33,8 @@ class Part:
 class Cost(Experiment):
     """Extraction once plus H heads × E epochs, against E epochs of H runs through the encoder.
 
-    One epoch (or `measured_epochs`) of each is timed, alone on the machine's threads, and scaled: all epochs
-    of a run cost the same.
+    One epoch (or `measured_epochs`) of each is timed, each run alone, and multiplied: the epochs of a run
+    cost the same.
 
     Args:
         methods: of early fusion, with commas between.
@@ -191,7 +191,7 @@ def break_even(once: float, saved: float) -> int | None:
 
 
 def _timed_extraction(lab: Lab, data: Data) -> tuple[str, float]:
-    """The bank of a data set, and the seconds that all its blocks took; measured when it was filled here."""
+    """The bank of a data set, and the seconds that all its blocks took when it was filled here."""
     noted = lab.out / "extraction" / f"{data.name}.json"
     # A bank that another experiment filled has no note of its time, so this one fills its own.
     made = replace(lab, banks=lab.out / "banks").extract(data)
@@ -200,7 +200,7 @@ def _timed_extraction(lab: Lab, data: Data) -> tuple[str, float]:
         write_whole(noted, f'{{"seconds": {whole}}}\n')
     elif not noted.is_file():
         raise PipelineError(
-            f"{made.store} was filled without a note of its time ({noted}): remove the bank, it is made again"
+            f"{made.store} was filled, but its time is not noted: remove it, it is made again"
         )
     return made.store, float(read_json(noted)["seconds"])
 
