@@ -16,7 +16,7 @@ from pipeline import parts
 from pipeline.decoders.classifier import Classifier
 from pipeline.decoders.tagger import Tagger
 from pipeline.early_fusion._base import Host
-from pipeline.early_fusion._gates import GatedWeights, Room, gate
+from pipeline.early_fusion._gates import Room, gate, gated_weights
 from pipeline.early_fusion.adapter import Adapter, Bottleneck
 from pipeline.early_fusion.attempt import Attempt
 from pipeline.early_fusion.bitfit import BitFit
@@ -448,7 +448,7 @@ def drawn_weights(method):
     base = [p.detach() for p in method.host.model.parameters()]
     groups = method.group_gates.detach().sigmoid().requires_grad_()
     torch.manual_seed(3)
-    *ours, opened = GatedWeights.apply(method.values, method.gates, groups, Room(base))
+    *ours, opened = gated_weights(method.values, method.gates, groups, Room(base))
     torch.manual_seed(3)
     u = torch.cat([torch.empty(p.numel()).uniform_(1e-6, 1 - 1e-6) for p in base])
     sizes = torch.tensor(method.sizes)
@@ -493,7 +493,7 @@ def test_gates_are_drawn_as_the_hard_concrete_distribution_says():
     log_alpha = torch.full((200_000,), 0.7)
     room = Room([torch.zeros(200_000)])
     ones = torch.ones(200_000)
-    GatedWeights.apply(ones, log_alpha, torch.ones(1), room)
+    gated_weights(ones, log_alpha, torch.ones(1), room)
     # P(z = 0) = P(s <= 1/2) = σ(-log α) with l = -r = -1.5; P(z = 1) = P(s >= 5/6) = 1 - σ(log 5 - log α).
     for drawn in (gate(log_alpha, drawn=True), room.gates):
         for found, expected in (

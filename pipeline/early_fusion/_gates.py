@@ -5,7 +5,7 @@ on pieces that stay in the processor's cache, into tensors that are used again: 
 weights every operation would wait for new pages.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -153,3 +153,7 @@ class FixedWeights(torch.autograd.Function):
         values_grad = room.values_grad if values.grad is None else torch.empty_like(room.values_grad)
         values_grad.zero_()[places] = room.gates[places]
         return values_grad.detach(), None, None
+
+
+gated_weights: Callable[..., tuple[Tensor, ...]] = GatedWeights.apply
+fixed_weights: Callable[..., tuple[Tensor, ...]] = FixedWeights.apply

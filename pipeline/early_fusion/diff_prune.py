@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.early_fusion._base import Host, Method
-from pipeline.early_fusion._gates import FixedWeights, GatedWeights, Room, gate, open_probability
+from pipeline.early_fusion._gates import Room, fixed_weights, gate, gated_weights, open_probability
 from pipeline.errors import PipelineError
 
 START = 5.0
@@ -107,10 +107,10 @@ class DiffPrune(Method):
             self._room = Room([base[name] for name in self._names])
         weights: tuple[Tensor, ...]
         if self.projected:
-            weights = FixedWeights.apply(self.values, self.kept.nonzero()[:, 0], self._room)
+            weights = fixed_weights(self.values, self.kept.nonzero()[:, 0], self._room)
         else:
             drawn = gate(self.group_gates, drawn=True)
-            *weights, self._opened = GatedWeights.apply(self.values, self.gates, drawn, self._room)
+            *weights, self._opened = gated_weights(self.values, self.gates, drawn, self._room)
         named = dict(zip(self._names, weights, strict=True))
         return torch.func.functional_call(model, named, (), dict(inputs))
 
