@@ -135,13 +135,16 @@ def test_attempt_table_then_ablations_and_matrix_use_the_same_runs(several, monk
     monkeypatch.setattr(
         _base, "tune_run", lambda asked, *a, **k: trained.append(asked) or whole(asked, *a, **k)
     )
-    matrix = perform("attention-matrix", SMALL, several)
+    # Another folder of its own, the same runs.
+    small = {**SMALL, "runs": str(several.out / "runs")}
+    apart = replace(several, out=several.out / "apart")
+    matrix = perform("attention-matrix", small, apart)
     assert not trained
     cells = table(matrix, "attention")
     assert [cell["source"] for cell in cells] == ["colours", "doors", "its own"] * 2
     for target in ("one", "two"):
         assert sum(cell["attention"] for cell in cells if cell["target"] == target) == pytest.approx(1)
-    ablations = perform("ablations", {**SMALL, "single": "doors"}, several)
+    ablations = perform("ablations", {**small, "single": "doors"}, apart)
     assert [dict(asked.options) for asked in trained[::2]] == [
         {"target": "false"}, {"attention": "false"}, {"single": "doors"}, {"transfer": "false"},
     ]  # fmt: skip
@@ -151,7 +154,7 @@ def test_attempt_table_then_ablations_and_matrix_use_the_same_runs(several, monk
     assert by_variant["no target", "two"]["parameters"] == network
     forbid(monkeypatch)
     assert perform("attempt-table", {**SMALL, "methods": methods}, several)["tables"] == result["tables"]
-    assert table(perform("ablations", {**SMALL, "single": "doors"}, several), "scores")
+    assert perform("ablations", {**small, "single": "doors"}, apart)["tables"] == ablations["tables"]
 
 
 def test_scaling_has_a_row_for_every_backbone(lab, tmp_path, monkeypatch):

@@ -59,6 +59,7 @@ class Lab:
     encoder: str
     data: tuple[Data, ...]
     banks: Path  # shared by experiments that are given the same folder
+    runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
@@ -174,7 +175,7 @@ class Lab:
 
     def _run_folder(self, name: str, asked: Any) -> Path:
         """A folder for one run, of another name wherever anything else is asked for."""
-        return self.out / "runs" / f"{name}-{digest(asked)}"
+        return (self.runs or self.out / "runs") / f"{name}-{digest(asked)}"
 
     @property
     def product_precision(self) -> Precision:

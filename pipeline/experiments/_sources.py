@@ -3,7 +3,7 @@
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -32,7 +32,16 @@ class FromSources(Experiment):
     """An experiment whose first data are source tasks and whose other data are targets."""
 
     def __init__(
-        self, *, sources: int, length: int, epochs: int, source_epochs: int, seeds: int, batch_size: int
+        self,
+        *,
+        sources: int,
+        length: int,
+        epochs: int,
+        source_epochs: int,
+        seeds: int,
+        batch_size: int,
+        max_length: int | None,
+        runs: str | None,
     ) -> None:
         values = {"length": length, "epochs": epochs, "source_epochs": source_epochs, "seeds": seeds}
         for name, value in values.items():
@@ -40,6 +49,7 @@ class FromSources(Experiment):
                 raise PipelineError(f"--set {name}={value}: give 1 or more")
         self.sources, self.length, self.epochs = sources, length, epochs
         self.source_epochs, self.seeds, self.batch_size = source_epochs, seeds, batch_size
+        self.max_length, self.runs = max_length, runs
 
     @abstractmethod
     def run(self, lab: Lab) -> Findings:
@@ -61,10 +71,11 @@ class FromSources(Experiment):
                 "then the targets, and say how many are sources by --set sources=N"
             )
         return Bench(
-            lab=lab,
+            lab=replace(lab, runs=Path(self.runs)) if self.runs else lab,
             sources=_named(lab.data[: self.sources]),
             targets=_named(lab.data[self.sources :]),
             length=self.length,
+            max_length=self.max_length,
             source_plan={"epochs": self.source_epochs, "batch_size": self.batch_size},
             plan={"epochs": self.epochs, "batch_size": self.batch_size},
         )
@@ -78,6 +89,7 @@ class Bench:
     sources: Mapping[str, Task]
     targets: Mapping[str, Task]
     length: int  # of a prompt, in tokens
+    max_length: int | None  # of an example, in tokens
     source_plan: Mapping[str, Any]
     plan: Mapping[str, Any]
 
@@ -96,7 +108,10 @@ class Bench:
 
     def _prompt_tuning(self, name: str, tasks: Sequence[Task], plan: Mapping[str, Any]) -> Path:
         options = {"length": self.length}
-        return self.lab.tune(name, "prompt_tuning", tasks, plan=plan, options=options)
+        return self._tune(name, "prompt_tuning", tasks, plan=plan, options=options)
+
+    def _tune(self, name: str, method: str, tasks: Sequence[Task], **choices: Any) -> Path:
+        return self.lab.tune(name, method, tasks, max_length=self.max_length, **choices)
 
     def run(self, method: str, target: str, seed: int) -> Path:
         """A run of any method on one target.
@@ -117,12 +132,12 @@ class Bench:
             own = {"the target": self.run("prompt_tuning", target, seed)}
             choices = {"prompts": self._folder({**self.prompts, **own})}
             choices["options"] = {"mode": "targeted", "like": "the target"}
-        return self.lab.tune(name, method.partition("-")[0], [task], plan=plan, **choices)
+        return self._tune(name, method.partition("-")[0], [task], plan=plan, **choices)
 
     def attempt(self, targets: Sequence[str], seed: int, **options: str) -> Path:
         """ATTEMPT on one target, or on several in mixed batches."""
         name = f"{'+'.join(targets)}-attempt-{seed}"
-        return self.lab.tune(
+        return self._tune(
             name,
             "attempt",
             [self.targets[target] for target in targets],
@@ -133,7 +148,11 @@ class Bench:
 
     def _folder(self, runs: Mapping[str, Path]) -> str:
         """A folder with the prompts of some runs, named by what is in it."""
-        folder = self.lab.out / "prompts" / digest({name: run.name for name, run in runs.items()})
+        folder = (
+            (self.lab.runs or self.lab.out)
+            / "prompts"
+            / digest({name: run.name for name, run in runs.items()})
+        )
         folder.mkdir(parents=True, exist_ok=True)
         for name, run in runs.items():
             shutil.copyfile(run / FILE, folder / f"{name}.safetensors")

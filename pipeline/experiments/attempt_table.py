@@ -27,6 +27,8 @@ class AttemptTable(FromSources):
         source_epochs: on a source.
         seeds: runs of each method on each target.
         batch_size: examples of a step.
+        max_length: longest example in tokens; the encoder's own bound if not given.
+        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "Methods that transfer prompts, and those that do not"
@@ -43,10 +45,12 @@ class AttemptTable(FromSources):
         source_epochs: int = 10,
         seeds: int = 3,
         batch_size: int = 32,
+        max_length: int | None = None,
+        runs: str | None = None,
     ) -> None:
         super().__init__(
             sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size,
+            batch_size=batch_size, max_length=max_length, runs=runs,
         )  # fmt: skip
         self.methods, self.multi = methods.split(","), multi
 

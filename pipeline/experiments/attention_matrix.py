@@ -32,6 +32,8 @@ class AttentionMatrix(FromSources):
         source_epochs: on a source.
         seeds: runs on each target, whose attentions are averaged.
         batch_size: examples of a step.
+        max_length: longest example in tokens; the encoder's own bound if not given.
+        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "Attention of target tasks over source prompts"
@@ -46,10 +48,12 @@ class AttentionMatrix(FromSources):
         source_epochs: int = 10,
         seeds: int = 3,
         batch_size: int = 32,
+        max_length: int | None = None,
+        runs: str | None = None,
     ) -> None:
         super().__init__(
             sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size,
+            batch_size=batch_size, max_length=max_length, runs=runs,
         )  # fmt: skip
 
     def run(self, lab: Lab) -> Findings:
@@ -102,7 +106,7 @@ def _cell(target: str, source: str, found: Sequence[float]) -> dict[str, Any]:
 def _figure(cells: Sequence[dict[str, Any]]) -> Figure:
     chart = figures.heat(
         cells, x="source", y="target", value="attention", x_title="prompt", y_title="target",
-        value_title="mean attention", digits=2,
+        value_title="mean attention", digits=2, from_zero=True,
     )  # fmt: skip
     return Figure(
         name="attention", title="Attention over source prompts", chart=chart,

@@ -127,7 +127,7 @@ class Cost(Experiment):
         rows = []
         for group in _by_target(parts):
             for part in group:
-                whole = None
+                whole = part.seconds
                 if part.kind != "extraction":
                     whole = self.seconds(part, group[0], self.heads, self.epochs)
                 rows.append({**vars(part), "total": whole})

@@ -35,6 +35,8 @@ class Scaling(FromSources):
         source_epochs: on a source.
         seeds: runs of each method on each target.
         batch_size: examples of a step.
+        max_length: longest example in tokens; the encoder's own bound if not given.
+        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "Score over the size of the backbone"
@@ -53,10 +55,12 @@ class Scaling(FromSources):
         source_epochs: int = 10,
         seeds: int = 3,
         batch_size: int = 32,
+        max_length: int | None = None,
+        runs: str | None = None,
     ) -> None:
         super().__init__(
             sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size,
+            batch_size=batch_size, max_length=max_length, runs=runs,
         )  # fmt: skip
         self.encoders = [name for name in encoders.split(",") if name]
         self.methods = [name for name in methods.split(",") if name]
