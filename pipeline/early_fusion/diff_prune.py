@@ -29,9 +29,9 @@ class DiffPrune(Method):
     others are set to 0 for good; what is kept is trained on (the paper's projection onto the L0 ball, and
     its further training with a fixed mask).
 
-    Memory while training: two further numbers with their gradients and moments for each weight, and two that
-    the draws are made in. The embeddings have gates too, as in the authors' code. What is kept of a run is
-    the places and the values of the differences.
+    Memory while training: two further numbers with their gradients and moments for each weight, and two
+    that the draws are made in. The embeddings have gates too, as in the authors' code. What is kept of a
+    run is the places and the values of the differences.
 
     Args:
         host: the backbone.
