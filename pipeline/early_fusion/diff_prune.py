@@ -1,6 +1,6 @@
 """A sparse difference to the pre-trained weights is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -106,7 +106,7 @@ class DiffPrune(Method):
         base = dict(self.host.model.named_parameters())
         if self._room is None:
             self._room = Room([base[name] for name in self._names])
-        weights: tuple[Tensor, ...]
+        weights: Sequence[Tensor]
         if self.projected:
             weights = fixed_weights(self.values, self.kept.nonzero()[:, 0], self._room)
         else:
