@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiments._base import Lab
 from pipeline.experiments._sources import FromSources
 from pipeline.findings import Column, Figure, Findings, Table
-from pipeline.tuning.folder import ATTENTIONS
+from pipeline.results import ATTENTIONS
 
 OWN = "its own"
 
