@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 440, 280
 
 def lines(
     rows: Rows, *, x: str, y: str, series: str | None = None, band: tuple[str, str] | None = None,
-    x_title: str, y_title: str, log_x: bool = False, dashed: str | None = None,
+    x_title: str, y_title: str, log_x: bool = False, log_y: bool = False, dashed: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Lines through points, one a series, with a band around each.
 
@@ -28,6 +28,7 @@ def lines(
         x_title: the axis, with its unit.
         y_title: the axis, with its unit.
         log_x: whether equal steps to the right are equal factors.
+        log_y: whether equal steps upwards are.
         dashed: a column; its values are told apart by dashes.
 
     Returns:
@@ -35,13 +36,14 @@ def lines(
     """
     import altair
 
-    scale = altair.Scale(type="log") if log_x else altair.Scale(zero=False, nice=False)
+    scale = altair.Scale(type="log" if log_x else "linear", zero=False, nice=False)
     shared: dict[str, Any] = {"x": altair.X(field=x, type="quantitative", title=x_title, scale=scale)}
     if series:
         names = list(dict.fromkeys(row[series] for row in rows))
         shared["color"] = altair.Color(field=series, type="nominal", title=None, sort=names)
     dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
-    up = altair.Y(field=y, type="quantitative", title=y_title, scale=altair.Scale(zero=False))
+    rising = altair.Scale(type="log") if log_y else altair.Scale(zero=False)
+    up = altair.Y(field=y, type="quantitative", title=y_title, scale=rising)
     base = altair.Chart(_data(rows)).encode(**shared)
     tips = _tips(rows, series, x, y, *(band or ()))
     layers = [base.mark_line().encode(y=up, **dashes)]
@@ -85,7 +87,7 @@ def points(
 
 def heat(
     rows: Rows, *, x: str, y: str, value: str, x_title: str, y_title: str, value_title: str,
-    digits: int | None = None,
+    digits: int | None = None, from_zero: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """A grid of coloured cells, in the order of the rows.
 
@@ -98,6 +100,7 @@ def heat(
         y_title: the axis.
         value_title: of the legend, with its unit.
         digits: of fractions written into each cell; none are written if None.
+        from_zero: whether the colours start at 0, so that small differences look small.
     """
     import altair
 
@@ -105,14 +108,16 @@ def heat(
         x=altair.X(field=x, type="ordinal", title=x_title, sort=list(dict.fromkeys(r[x] for r in rows))),
         y=altair.Y(field=y, type="ordinal", title=y_title, sort=list(dict.fromkeys(r[y] for r in rows))),
     )
+    values = [row[value] for row in rows if row[value] is not None]
+    least = 0.0 if from_zero else min(values, default=0.0)
     colour = altair.Color(
-        field=value, type="quantitative", title=value_title, scale=altair.Scale(scheme="viridis")
-    )
+        field=value, type="quantitative", title=value_title,
+        scale=altair.Scale(scheme="viridis", domain=[least, max(values, default=1.0)]),
+    )  # fmt: skip
     cells = base.mark_rect().encode(color=colour, tooltip=_tips(rows, x, y, value))
     if digits is None:
         return _plain(cells)
-    values = [row[value] for row in rows if row[value] is not None]
-    middle = (min(values) + max(values)) / 2 if values else 0.0
+    middle = (least + max(values, default=0.0)) / 2
     ink = altair.condition(altair.datum[value] < middle, altair.value("white"), altair.value("black"))
     text = altair.Text(field=value, type="quantitative", format=f".{digits}f")
     return _plain(altair.layer(cells, base.mark_text(fontSize=10).encode(text=text, color=ink)))

@@ -3,6 +3,7 @@
 ``config.json``      the resolved flags, the bank's fingerprint, the encoder, the versions
 ``head.safetensors`` the weights of the best epoch, without the head axis
 ``metrics.jsonl``    one line an epoch
+``attentions.safetensors``  shares of other tasks' heads for every dev example, where a fusion mixes some
 ``result.json``      the outcome; written last
 """
 
@@ -21,6 +22,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, Target
+from pipeline.attentions import Attentions
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Schedule, Trained
@@ -28,7 +30,8 @@ from pipeline.versions import versions
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
 SWEEP = "sweep.json"
-FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT})
+ATTENTIONS = "attentions.safetensors"
+FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
 
 
 _PARTIAL, _ASIDE = ".partial-", ".aside-"
@@ -113,6 +116,7 @@ def save_run(
     splits: Mapping[str, str],
     seconds: float,
     peak_memory_bytes: int | None = None,
+    attentions: Attentions | None = None,
 ) -> dict[str, Any]:
     """Writes a run folder whole: under another name first, then renamed.
 
@@ -126,6 +130,7 @@ def save_run(
         splits: the splits in the roles of train and dev.
         seconds: of all the work.
         peak_memory_bytes: the most memory the run took; None where it was one of a stack.
+        attentions: of dev examples over the heads that it took something from, where it did.
 
     Returns:
         The content of ``result.json``.
@@ -151,6 +156,9 @@ def save_run(
         _write_json(partial / CONFIG, config)
         weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
         safetensors.torch.save_file(weights, str(partial / WEIGHTS))
+        if attentions is not None:
+            tensors, names = attentions
+            safetensors.torch.save_file(tensors, str(partial / ATTENTIONS), metadata=names)
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)

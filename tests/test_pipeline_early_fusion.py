@@ -16,6 +16,7 @@ from pipeline import parts
 from pipeline.decoders.classifier import Classifier
 from pipeline.decoders.tagger import Tagger
 from pipeline.early_fusion._base import Host
+from pipeline.early_fusion._gates import Room, gate, gated_weights
 from pipeline.early_fusion.adapter import Adapter, Bottleneck
 from pipeline.early_fusion.attempt import Attempt
 from pipeline.early_fusion.bitfit import BitFit
@@ -434,16 +435,72 @@ def test_difference_is_its_equation():
     assert method.penalty().item() == pytest.approx(1.25e-7 * open_share.sum(), rel=1e-4)
 
 
+def random_diff(**options):
+    method = diff(**options).train()
+    with torch.no_grad():
+        for p in method.parameters():
+            p.normal_(generator=generator())
+    return method
+
+
+def drawn_weights(method):
+    """The weights of one draw, and what the same draw makes of them by autograd and the equations."""
+    base = [p.detach() for p in method.host.model.parameters()]
+    groups = method.group_gates.detach().sigmoid().requires_grad_()
+    torch.manual_seed(3)
+    *ours, opened = gated_weights(method.values, method.gates, groups, Room(base))
+    torch.manual_seed(3)
+    u = torch.cat([torch.empty(p.numel()).uniform_(1e-6, 1 - 1e-6) for p in base])
+    sizes = torch.tensor(method.sizes)
+    stretched = (u.log() - (-u).log1p() + method.gates).sigmoid() * 3 - 1.5
+    difference = method.values * stretched.clamp(0, 1) * groups.repeat_interleave(sizes)
+    theirs = torch.cat([p.flatten() for p in base]) + difference
+    open_share = torch.stack([part.sum() for part in method.gates.sigmoid().split(method.sizes)])
+    return groups, (torch.cat([p.flatten() for p in ours]), opened), (theirs, open_share)
+
+
+def test_drawn_weights_and_their_gradients_are_those_of_the_equation():
+    method = random_diff()
+    groups, ours, theirs = drawn_weights(method)
+    assert torch.allclose(ours[0], theirs[0], atol=1e-5)
+    assert torch.allclose(ours[1], theirs[1], rtol=1e-4)
+    signal = torch.randn(len(ours[0]), generator=generator())
+    leaves = (method.values, method.gates, groups)
+    wanted = torch.autograd.grad((theirs[0] * signal).sum() + theirs[1].square().sum(), leaves)
+    found = torch.autograd.grad((ours[0] * signal).sum() + ours[1].square().sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_gradients_of_pieces_add_up():
+    ids = torch.randint(5, 40, (2, 7), generator=generator())
+
+    def step(method):
+        torch.manual_seed(0)
+        states = method.call(method.host.model, {"input_ids": ids}).last_hidden_state
+        (states.square().sum() + method.penalty()).backward()
+        return [p.grad.clone() for p in method.parameters()]
+
+    once = random_diff()
+    single = step(once)
+    twice = step(once)
+    for one, other in zip(single, twice, strict=True):
+        assert torch.allclose(2 * one, other, rtol=1e-3, atol=1e-5)
+
+
 def test_gates_are_drawn_as_the_hard_concrete_distribution_says():
-    method = diff().train()
     torch.manual_seed(0)
-    drawn = method._gate(torch.full((200_000,), 0.7))
+    log_alpha = torch.full((200_000,), 0.7)
+    room = Room([torch.zeros(200_000)])
+    ones = torch.ones(200_000)
+    gated_weights(ones, log_alpha, torch.ones(1), room)
     # P(z = 0) = P(s <= 1/2) = σ(-log α) with l = -r = -1.5; P(z = 1) = P(s >= 5/6) = 1 - σ(log 5 - log α).
-    for found, expected in (
-        ((drawn == 0), 1 / (1 + math.exp(0.7))),
-        ((drawn == 1), 1 / (1 + 5 / math.exp(0.7))),
-    ):
-        assert float(found.float().mean()) == pytest.approx(expected, abs=5e-3)
+    for drawn in (gate(log_alpha, drawn=True), room.gates):
+        for found, expected in (
+            ((drawn == 0), 1 / (1 + math.exp(0.7))),
+            ((drawn == 1), 1 / (1 + 5 / math.exp(0.7))),
+        ):
+            assert float(found.float().mean()) == pytest.approx(expected, abs=5e-3)
 
 
 def test_projection_keeps_the_largest_differences():

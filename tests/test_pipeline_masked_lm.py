@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from encoders import MASKED_LM, SENTENCES, tiny_encoder, tiny_masked_lm
+from encoders import MASKED_LM, SENTENCES, WIDTH, tiny_encoder, tiny_masked_lm
 from typer.testing import CliRunner
 
 import cli
@@ -20,6 +20,7 @@ from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate, open_bank_of
+from pipeline.experiments._base import Data, Lab, perform
 from pipeline.extract import extract
 from pipeline.grid import Grid
 from pipeline.job import Schedule
@@ -28,7 +29,7 @@ from pipeline.masking import chunked, masked
 from pipeline.predict import Predictor, open_predictor
 from pipeline.results import load_run
 from pipeline.run import train_run
-from pipeline.runner import Plan
+from pipeline.runner import Plan, Runner
 from pipeline.sweep import sweep
 
 MAX_LENGTH = 20
@@ -351,3 +352,45 @@ def test_the_commands_take_it(tmp_path):
     shown = CliRunner().invoke(cli.app, ["verify", f"{tmp_path}/bank", "--json"])
     assert json.loads(shown.stdout)["ok"]
     assert CliRunner().invoke(cli.app, ["inspect", f"{tmp_path}/bank"]).exit_code == 0
+
+
+def lab_of(tmp_path, encoder, target="token"):
+    corpus(tmp_path / "data")
+    data = (Data(path=str(tmp_path / "data"), targets=(target,)),)
+    return Lab(out=tmp_path / "out", encoder=encoder, data=data, banks=tmp_path / "banks")
+
+
+def test_the_experiment_has_the_encoder_s_own_perplexity_and_lower_ones(tmp_path, monkeypatch):
+    encoder = tiny_masked_lm("bert")
+    lab = lab_of(tmp_path, encoder)
+    options = {"fusions": "last_layer,attention", "lr": "1e-2", "epochs": "2", "max_length": "20"}
+    options |= {"maskings": "1"}
+    result = perform("masked-lm", options, lab)
+    rows = {(row["fusion"], row["learn"]): row for row in result["tables"][0]["rows"]}
+    untouched = rows["untouched encoder", ""]["dev"]
+    # The bank has float16 states.
+    own = reference_perplexity(encoder, draw(encoder, LINES[4:], maskings=1)[2])
+    assert untouched == pytest.approx(own, rel=1e-3)
+    assert rows["last_layer", "transform"]["dev"] < untouched
+    assert set(rows) == {
+        ("untouched encoder", ""),
+        ("last_layer", "transform"),
+        ("attention", "none"),
+        ("attention", "transform"),
+    }
+    assert rows["attention", "none"]["parameters"] == WIDTH
+    monkeypatch.setattr(Runner, "train", lambda *_: pytest.fail("it was there already"))
+    assert perform("masked-lm", options, lab)["tables"] == result["tables"]
+
+
+def test_the_experiment_says_what_it_cannot_do(tmp_path):
+    lab = lab_of(tmp_path, tiny_encoder("bert"), target="label")
+    with pytest.raises(PipelineError, match=r"predicts tokens: give .*data::token"):
+        perform("masked-lm", {}, lab)
+    lab = replace(lab, data=(replace(lab.data[0], targets=("token",)),))
+    with pytest.raises(PipelineError, match="has no split 'half'"):
+        perform("masked-lm", {"train": "half", "max_length": "20"}, lab)
+    with pytest.raises(PipelineError, match="has no output layer: give learn=transform"):
+        perform("masked-lm", {"learn": "none", "max_length": "20"}, lab)
+    with pytest.raises(PipelineError, match="'some' is none of none, transform, all"):
+        perform("masked-lm", {"learn": "some"}, lab)

@@ -1,6 +1,6 @@
 """A sparse difference to the pre-trained weights is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -9,10 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pipeline.early_fusion._base import Host, Method
+from pipeline.early_fusion._gates import Room, fixed_weights, gate, gated_weights, open_probability
 from pipeline.errors import PipelineError
-
-STRETCH = (-1.5, 1.5)
-"""Ends of the stretched concrete distribution, l and r in the paper."""
 
 START = 5.0
 """Where log α starts: gates are open at first, so that every difference can be tried."""
@@ -31,8 +29,9 @@ class DiffPrune(Method):
     others are set to 0 for good; what is kept is trained on (the paper's projection onto the L0 ball, and
     its further training with a fixed mask).
 
-    Memory while training: two further numbers and their moments for each weight. What is kept of a run is
-    the places and the values of the differences.
+    Memory while training: two further numbers with their gradients and moments for each weight, and two
+    that the draws are made in. The embeddings have gates too, as in the authors' code. What is kept of a
+    run is the places and the values of the differences.
 
     Args:
         host: the backbone.
@@ -75,40 +74,46 @@ class DiffPrune(Method):
         self.register_buffer("kept", torch.ones(size, dtype=torch.bool, device=weights[0].device))
         self.projected = False
         self._scores: tuple[float, float] | None = None
+        self._room: Room | None = None
+        self._opened: Tensor | None = None
 
     def difference(self) -> Float[Tensor, " weight"]:
-        """δ, with gates drawn anew in training."""
+        """δ, with gates at rest."""
         if self.projected:
             return self.values * self.kept
-        groups = torch.repeat_interleave(
-            self._gate(self.group_gates), torch.tensor(self.sizes, device=self.gates.device)
+        return (
+            self.values * gate(self.gates, drawn=False) * self._spread(gate(self.group_gates, drawn=False))
         )
-        return self.values * self._gate(self.gates) * groups
 
-    def _gate(self, log_alpha: Tensor) -> Tensor:
-        """The gates z, from their log α."""
-        low, high = STRETCH
-        if self.training:
-            u = torch.rand_like(log_alpha).clamp(1e-6, 1 - 1e-6)
-            log_alpha = u.log() - (-u).log1p() + log_alpha
-        return (log_alpha.sigmoid() * (high - low) + low).clamp(0, 1)
+    def _spread(self, of_groups: Float[Tensor, " group"]) -> Float[Tensor, " weight"]:
+        """A number of each tensor for every weight in it."""
+        return torch.repeat_interleave(of_groups, torch.tensor(self.sizes, device=of_groups.device))
 
     def penalty(self) -> Tensor | None:
-        """λ times the expected number of weights that differ."""
+        """λ times the expected number of weights that differ; in training that of the last `call`."""
         if self.projected:
             return None
-        low, high = STRETCH
-        shift = torch.log(torch.tensor(-low / high))
-        groups = torch.repeat_interleave(
-            (self.group_gates - shift).sigmoid(), torch.tensor(self.sizes, device=self.gates.device)
-        )
-        return self.weight * ((self.gates - shift).sigmoid() * groups).sum()
+        opened, self._opened = self._opened, None
+        if opened is None:
+            parts = torch.split(open_probability(self.gates), self.sizes)
+            opened = torch.stack([part.sum() for part in parts])
+        return self.weight * (opened * open_probability(self.group_gates)).sum()
 
     def call(self, model: Any, inputs: Mapping[str, Any]) -> Any:
-        """The model with θ_0 + δ; in evaluation `applied` has put it in place."""
+        """The model with θ_0 + δ, its gates drawn; in evaluation `applied` has put it in place."""
         if not self.training:
             return model(**inputs)
-        return torch.func.functional_call(model, self._weights(self.difference()), (), dict(inputs))
+        base = dict(self.host.model.named_parameters())
+        if self._room is None:
+            self._room = Room([base[name] for name in self._names])
+        weights: Sequence[Tensor]
+        if self.projected:
+            weights = fixed_weights(self.values, self.kept.nonzero()[:, 0], self._room)
+        else:
+            drawn = gate(self.group_gates, drawn=True)
+            *weights, self._opened = gated_weights(self.values, self.gates, drawn, self._room)
+        named = dict(zip(self._names, weights, strict=True))
+        return torch.func.functional_call(model, named, (), dict(inputs))
 
     def _weights(self, difference: Tensor) -> dict[str, Tensor]:
         """Every weight with its difference, by name."""

@@ -1,8 +1,10 @@
 """What every experiment is: data sets and an encoder in, findings out."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +14,15 @@ from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision
 from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import extract
+from pipeline.extract import Extraction, extract
 from pipeline.findings import Findings, save
 from pipeline.grid import Grid
-from pipeline.job import Precision, Schedule
-from pipeline.results import finite
+from pipeline.job import HeadRates, Precision, Schedule
+from pipeline.results import RESULT, finite
+from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
+from pipeline.tuning.run import Asked, TaskAsked, make_plan, tune_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class Lab:
     encoder: str
     data: tuple[Data, ...]
     banks: Path  # shared by experiments that are given the same folder
+    runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
@@ -71,16 +76,26 @@ class Lab:
             PipelineError: the data or the encoder cannot be read.
             CacheError: the bank cannot be written, or is of another making.
         """
+        return self.extract(data, keep).store
+
+    def extract(self, data: Data, keep: Keep = "words", **choices: Any) -> Extraction:
+        """What filling the bank of a data set took; raises as `bank`.
+
+        Args:
+            data: what is encoded.
+            keep: which tokens are kept.
+            choices: further arguments of `pipeline.extract.extract`.
+        """
         store = str(self.banks / f"{data.name}-{keep}")
         corpus = load_corpus(data.path)
         encoder = open_encoder(
             self.encoder, revision=self.encoder_revision, precision="auto", store=store,
             device=self.device, words=corpus.words is not None, trust_remote_code=False,
         )  # fmt: skip
-        made = extract(corpus, encoder, store, keep=keep)
+        made = extract(corpus, encoder, store, keep=keep, **choices)
         if made.blocks_encoded:
             self.note(f"extracted {data.name}: {made.examples} examples in {made.seconds:.1f} s")
-        return store
+        return made
 
     def plan(self, store: str, schedule: Schedule, **choices: Any) -> Plan:
         """What the stacks of a sweep on a bank share."""
@@ -94,10 +109,84 @@ class Lab:
         self.note(f"{name}: {plan.store}")
         return list(sweep(plan, grid, out=str(self.out / "sweeps" / name), note=self.note)["rows"])
 
+    def train(self, name: str, store: str, target: str, *, schedule: Schedule, **choices: Any) -> Path:
+        """A head trained alone, as its costs are measured; one that is there is used again.
+
+        Args:
+            name: begins the name of the run's folder; the rest tells what was asked.
+            store: the bank.
+            target: what to learn.
+            schedule: epochs and batches.
+            choices: fusion, decoder, options and lr.
+
+        Returns:
+            The run folder.
+
+        Raises:
+            PipelineError: a choice does not fit.
+        """
+        rates = HeadRates(lr=choices.pop("lr", HeadRates.lr))
+        out = self._run_folder(name, [store, target, asdict(schedule), asdict(rates), choices])
+        if not (out / RESULT).is_file():
+            self.note(f"{name}: train on {store}")
+            train_run(
+                store, target=target, out=str(out), schedule=schedule, rates=rates, overwrite=out.exists(),
+                device=pick_device(self.device), memory_bytes=self.memory_bytes, **choices,
+            )  # fmt: skip
+        return out
+
+    def tune(
+        self,
+        name: str,
+        method: str,
+        tasks: Sequence[tuple[Data, str]],
+        *,
+        plan: Mapping[str, Any],
+        **choices: Any,
+    ) -> Path:
+        """A run through the encoder; one that is there is used again, one that was cut off goes on.
+
+        Args:
+            name: begins the name of the run's folder; the rest tells what was asked.
+            method: of early fusion.
+            tasks: data sets and their targets; the first is what the run is for.
+            plan: epochs, seed and the like; what is None is the method's own.
+            choices: further fields of `pipeline.tuning.run.Asked`, such as fusion, options, prompts.
+
+        Returns:
+            The run folder.
+
+        Raises:
+            PipelineError: a choice does not fit.
+        """
+        tried = [TaskAsked(data=data.path, target=target) for data, target in tasks]
+        asked = Asked(
+            tasks=tried, method=method, out="", encoder=self.encoder,
+            encoder_revision=self.encoder_revision, **choices,
+        )  # fmt: skip
+        made = make_plan(method, **plan)
+        # A folder of prompts has a name that tells what is in it; where it lies is no matter.
+        of_prompts = asked.prompts and Path(asked.prompts).name
+        out = self._run_folder(name, [asdict(replace(asked, prompts=of_prompts)), asdict(made)])
+        if not (out / RESULT).is_file():
+            self.note(f"{name}: tune by {method}")
+            tune_run(replace(asked, out=str(out)), made, device=pick_device(self.device))
+        return out
+
+    def _run_folder(self, name: str, asked: Any) -> Path:
+        """A folder for one run, of another name wherever anything else is asked for."""
+        return (self.runs or self.out / "runs") / f"{name}-{digest(asked)}"
+
     @property
     def product_precision(self) -> Precision:
         """The precision of the heads' products on this device."""
         return pick_precision(self.precision, pick_device(self.device))
+
+
+def digest(asked: Any) -> str:
+    """A short name for all that was asked."""
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Experiment(ABC):

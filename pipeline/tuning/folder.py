@@ -23,11 +23,11 @@ from torch import Tensor
 from cache import EncoderRecord
 from pipeline.errors import PipelineError
 from pipeline.head import HeadSpec
-from pipeline.results import check_free, finite
+from pipeline.results import ATTENTIONS, check_free, finite
 from pipeline.versions import versions
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "tuned.safetensors", "metrics.jsonl", "result.json"
-PROMPT, ATTENTIONS = "prompt.safetensors", "attentions.safetensors"
+PROMPT = "prompt.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, PROMPT, ATTENTIONS})
 
 

@@ -177,7 +177,9 @@ def make_optimizer(tuned: Tuned, plan: Plan) -> torch.optim.AdamW:
     lr = tuned.method.usual_lr() if plan.lr is None else plan.lr
     groups = [*tuned.method.rates(lr), {"params": list(tuned.heads.parameters()), "lr": plan.head_lr}]
     groups = [{**group, "full_lr": group["lr"]} for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, weight_decay=plan.weight_decay)
+    # On a CPU one pass over each tensor instead of ten; elsewhere torch's own choice is as fast.
+    fused = tuned.device.type == "cpu"
+    return torch.optim.AdamW(groups, weight_decay=plan.weight_decay, fused=fused or None)
 
 
 def learned(tuned: Tuned) -> dict[str, Tensor]:

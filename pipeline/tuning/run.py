@@ -15,7 +15,7 @@ from pipeline import memory, metrics
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, read_labels
-from pipeline.results import finite
+from pipeline.results import ATTENTIONS, finite
 from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
@@ -307,7 +307,7 @@ def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, recor
             prompt, fingerprint=run.source.encoder.weights_sha256, method=run.method, task=run.tasks[0].name
         )
     if tuned.method.attended:
-        further[folder.ATTENTIONS] = _attentions(tuned, job)
+        further[ATTENTIONS] = _attentions(tuned, job)
     folder.save(
         asked.out,
         {**folder.config_of(run), "asked": _plain(asked), "plan": asdict(plan)},

@@ -1,13 +1,11 @@
 """ATTEMPT on a tiny T5 with random weights and on MiniLM: sources massive, snips, boolq; small targets.
 
-Trains a prompt on each source, then `prompt_tuning`, `attempt` (single and multi-task) and its ablations on
-wsc and on intents of massive that no source has seen. Prints a Markdown table of dev accuracies.
+Makes the data, then runs the experiments attempt-table and ablations on wsc and on intents of massive that
+no source has seen. Prints a Markdown table of dev accuracies.
 """
 
 import json
-import shutil
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from _common import encoder, layerbank, parser, show
@@ -16,13 +14,7 @@ from early_fusion_table import rows_of
 HELD_OUT = ("music", "iot", "weather", "transport")
 """Scenarios of massive whose intents are the target; the source has the others."""
 
-ABLATIONS = {
-    "attempt": [],
-    "no target": ["target=false"],
-    "no attention": ["attention=false"],
-    "single prompt": ["single=snips"],
-    "no prior transfer": ["transfer=false"],
-}
+EXPERIMENTS = ("attempt-table", "ablations")
 
 
 def write(folder: Path, splits: dict[str, list[dict[str, Any]]], columns: tuple[str, ...]) -> Path:
@@ -86,18 +78,8 @@ def tiny_t5(folder: Path) -> str:
     return str(folder)
 
 
-def tune(arguments: Any, model: str, where: tuple[Path, str], out: Path, *flags: Any) -> dict[str, Any]:
-    """One run, made anew."""
-    for folder in (out, out.with_name(f"{out.name}.partial")):
-        shutil.rmtree(folder, ignore_errors=True)
-    return layerbank(
-        "tune", where[0], "--target", where[1], "--encoder", model, "--out", out, "--max-length", 128,
-        "--epochs", arguments.epochs, "--device", "cpu", "--threads", arguments.threads, *flags,
-    )  # fmt: skip
-
-
 def main() -> None:
-    """Runs everything and prints a Markdown table for each model."""
+    """Runs the experiments and prints a Markdown table for each model."""
     made = parser(__doc__ or "")
     made.add_argument("--epochs", type=int, default=10)
     made.add_argument("--source-rows", type=int, default=2_000)
@@ -108,46 +90,36 @@ def main() -> None:
     arguments = made.parse_args()
     work = arguments.work / "attempt"
     sources, targets = data_sets(arguments.data, work, arguments.source_rows, arguments.target_rows)
+    data = [f"{folder}::{column}" for folder, column in (*sources.values(), *targets.values())]
+    settings = {
+        "sources": len(sources), "length": arguments.length, "max_length": 128, "seeds": arguments.seeds,
+        "epochs": arguments.epochs, "source_epochs": arguments.epochs,
+    }  # fmt: skip
     models = {"minilm": encoder, "t5": lambda: tiny_t5(work / "t5")}
     for name in arguments.models.split(","):
-        table(arguments, name, models[name](), sources, targets, work / name)
+        given = {**settings, "runs": work / name / "runs"}
+        model = models[name]()
+        tables = {e: experiment(arguments, e, data, model, work / name / e, given) for e in EXPERIMENTS}
+        print(f"\n{name}, dev accuracy, mean of {arguments.seeds} seeds\n")
+        print("| method | target | dev |\n|---|---|---|")
+        for rows in tables.values():
+            for row in rows:
+                print(f"| {row.get('method') or row['variant']} | {row['target']} | {row['dev']:.2f} |")
     show(seeds=arguments.seeds, epochs=arguments.epochs)
 
 
-def table(
-    arguments: Any, name: str, model: str, sources: dict[str, Any], targets: dict[str, Any], work: Path
-) -> None:
-    """One model's table."""
-    length = ["--set", f"length={arguments.length}"]
-    prompts = ["--prompts", work / "sources"]
-    shutil.rmtree(work / "sources", ignore_errors=True)
-    for source, where in sources.items():
-        tune(arguments, model, where, work / "sources" / source, "--method", "prompt_tuning", *length)
-    scores: dict[str, dict[str, list[float]]] = {}
-    for target, where in targets.items():
-        for seed in range(arguments.seeds):
-            flags = ["--seed", seed, "--method"]
-            out = work / f"{target}-{seed}"
-            found = {"prompt_tuning": tune(arguments, model, where, out, *flags, "prompt_tuning", *length)}
-            for ablation, options in ABLATIONS.items():
-                sets = [part for option in options for part in ("--set", option)]
-                found[ablation] = tune(arguments, model, where, out, *flags, "attempt", *prompts, *sets)
-            for method, result in found.items():
-                scores.setdefault(method, {}).setdefault(target, []).append(result["dev"])
-    first, *others = targets.values()
-    further = [part for folder, column in others for part in ("--task", f"{folder}::{column}")]
-    for seed in range(arguments.seeds):
-        result = tune(
-            arguments, model, first, work / f"multi-{seed}", "--method", "attempt", "--seed", seed,
-            *prompts, *further,
-        )  # fmt: skip
-        for target, (folder, column) in targets.items():
-            score = result["dev_metrics"][f"{folder.name}.{column}.accuracy"]
-            scores.setdefault("attempt, multi-task", {}).setdefault(target, []).append(score)
-    print(f"\n{name}, dev accuracy, mean of {arguments.seeds} seeds\n")
-    print(f"| method | {' | '.join(targets)} |\n|---|{'---|' * len(targets)}")
-    for method, by_target in scores.items():
-        print(f"| {method} | {' | '.join(f'{mean(by_target[t]):.2f}' for t in targets)} |")
+def experiment(
+    arguments: Any, name: str, data: list[str], model: str, out: Path, settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows of an experiment's table of scores; what is there from an earlier call is used again."""
+    if name == "attempt-table":
+        settings = {**settings, "methods": "prompt_tuning,attempt"}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    found = layerbank(
+        "experiment", name, *data, "--encoder", model, "--out", out, "--device", "cpu",
+        "--threads", str(arguments.threads), *sets,
+    )  # fmt: skip
+    return next(table["rows"] for table in found["tables"] if table["name"] == "scores")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,195 @@
+"""What the experiments on transferred prompts share: sources, their prompts, and runs from them."""
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.experiments._base import Data, Experiment, Lab, digest
+from pipeline.findings import Findings
+from pipeline.results import RESULT, read_json
+from pipeline.tuning.prompts import FILE
+
+Task = tuple[Data, str]
+"""A data set and one of its targets."""
+
+ABLATIONS: Mapping[str, Mapping[str, str]] = {
+    "attempt": {},
+    "no target": {"target": "false"},
+    "no attention": {"attention": "false"},
+    "single prompt": {"single": ""},
+    "no prior transfer": {"transfer": "false"},
+}
+"""The rows of ATTEMPT's Table 4, and the options that make them; the single prompt has yet to be named."""
+
+
+class FromSources(Experiment):
+    """An experiment whose first data are source tasks and whose other data are targets."""
+
+    def __init__(
+        self,
+        *,
+        sources: int,
+        length: int,
+        epochs: int,
+        source_epochs: int,
+        seeds: int,
+        batch_size: int,
+        max_length: int | None,
+        runs: str | None,
+    ) -> None:
+        values = {"length": length, "epochs": epochs, "source_epochs": source_epochs, "seeds": seeds}
+        for name, value in values.items():
+            if value < 1:
+                raise PipelineError(f"--set {name}={value}: give 1 or more")
+        self.sources, self.length, self.epochs = sources, length, epochs
+        self.source_epochs, self.seeds, self.batch_size = source_epochs, seeds, batch_size
+        self.max_length, self.runs = max_length, runs
+
+    @abstractmethod
+    def run(self, lab: Lab) -> Findings:
+        """Does all the work."""
+
+    def bench(self, lab: Lab, *, needed: bool = True) -> "Bench":
+        """The runs of this experiment in a lab.
+
+        Args:
+            lab: what it works with.
+            needed: whether there have to be sources.
+
+        Raises:
+            PipelineError: there are no sources or no targets among the data, or two of one name.
+        """
+        if not (1 if needed else 0) <= self.sources < len(lab.data):
+            raise PipelineError(
+                f"--set sources={self.sources}: {len(lab.data)} data given, name the source tasks first, "
+                "then the targets, and say how many are sources by --set sources=N"
+            )
+        return Bench(
+            lab=replace(lab, runs=Path(self.runs)) if self.runs else lab,
+            sources=_named(lab.data[: self.sources]),
+            targets=_named(lab.data[self.sources :]),
+            length=self.length,
+            max_length=self.max_length,
+            source_plan={"epochs": self.source_epochs, "batch_size": self.batch_size},
+            plan={"epochs": self.epochs, "batch_size": self.batch_size},
+        )
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Source tasks, targets, and runs on them."""
+
+    lab: Lab
+    sources: Mapping[str, Task]
+    targets: Mapping[str, Task]
+    length: int  # of a prompt, in tokens
+    max_length: int | None  # of an example, in tokens
+    source_plan: Mapping[str, Any]
+    plan: Mapping[str, Any]
+
+    @cached_property
+    def prompts(self) -> dict[str, Path]:
+        """A run of prompt tuning for each source."""
+        return {
+            name: self._prompt_tuning(f"source-{name}", [task], self.source_plan)
+            for name, task in self.sources.items()
+        }
+
+    @cached_property
+    def mixed_prompt(self) -> Path:
+        """The run of one prompt on all sources together, which a generic SPoT starts from."""
+        return self._prompt_tuning("source-mixture", list(self.sources.values()), self.source_plan)
+
+    def _prompt_tuning(self, name: str, tasks: Sequence[Task], plan: Mapping[str, Any]) -> Path:
+        options = {"length": self.length}
+        return self._tune(name, "prompt_tuning", tasks, plan=plan, options=options)
+
+    def _tune(self, name: str, method: str, tasks: Sequence[Task], **choices: Any) -> Path:
+        return self.lab.tune(name, method, tasks, max_length=self.max_length, **choices)
+
+    def run(self, method: str, target: str, seed: int) -> Path:
+        """A run of any method on one target.
+
+        `spot` starts from the prompt of all sources, `spot-targeted` from those of the sources that are
+        most like the target's own.
+        """
+        plan, task = {**self.plan, "seed": seed}, self.targets[target]
+        name = f"{target}-{method}-{seed}"
+        if method == "prompt_tuning":
+            return self._prompt_tuning(name, [task], plan)
+        if method == "attempt":
+            return self.attempt([target], seed)
+        choices: dict[str, Any] = {}
+        if method == "spot":
+            choices = {"prompts": self._folder({"mixture": self.mixed_prompt})}
+        elif method == "spot-targeted":
+            own = {"the target": self.run("prompt_tuning", target, seed)}
+            choices = {"prompts": self._folder({**self.prompts, **own})}
+            choices["options"] = {"mode": "targeted", "like": "the target"}
+        return self._tune(name, method.partition("-")[0], [task], plan=plan, **choices)
+
+    def attempt(self, targets: Sequence[str], seed: int, **options: str) -> Path:
+        """ATTEMPT on one target, or on several in mixed batches."""
+        name = f"{'+'.join(targets)}-attempt-{seed}"
+        return self._tune(
+            name,
+            "attempt",
+            [self.targets[target] for target in targets],
+            plan={**self.plan, "seed": seed},
+            prompts=self._folder(self.prompts),
+            options=options,
+        )
+
+    def _folder(self, runs: Mapping[str, Path]) -> str:
+        """A folder with the prompts of some runs, named by what is in it."""
+        folder = (
+            (self.lab.runs or self.lab.out)
+            / "prompts"
+            / digest({name: run.name for name, run in runs.items()})
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, run in runs.items():
+            shutil.copyfile(run / FILE, folder / f"{name}.safetensors")
+        return str(folder)
+
+
+def score_of(run: Path, task: Task | None = None) -> float:
+    """The dev score of a run; of one of its tasks if it learned several."""
+    result = read_json(run / RESULT)
+    if task is None:
+        return float(result["dev"])
+    name = f"{Path(task[0].path.rstrip('/')).name}.{task[1]}"
+    return float(result["dev_metrics"][f"{name}.{result['tasks'][name]}"])
+
+
+def facts_of(run: Path) -> dict[str, Any]:
+    """Metric and number of parameters, without those of the head and by task."""
+    result = read_json(run / RESULT)
+    n_tasks = len(result["tasks"])
+    return {
+        "metric": next(iter(result["tasks"].values())),
+        "parameters": round(result["method_parameters"] / n_tasks),
+    }
+
+
+def mean_sd(scores: Sequence[float]) -> dict[str, float]:
+    """Mean and spread of the seeds' dev scores."""
+    return {"dev": mean(scores), "dev_sd": stdev(scores) if len(scores) > 1 else 0.0}
+
+
+def _named(data: Sequence[Data]) -> dict[str, Task]:
+    """A name for every target of some data; the data's alone where it has one target."""
+    found: dict[str, Task] = {}
+    for one in data:
+        for target in one.targets:
+            name = one.name if len(one.targets) == 1 else f"{one.name}.{target}"
+            if name in found:
+                raise PipelineError(f"two data are called {name}: give their folders other names")
+            found[name] = (one, target)
+    return found
