@@ -78,7 +78,8 @@ class Grid:
     weight_decay: Sequence[float] | Range = (0.01,)
     dropout: Sequence[float | None] | Range = (None,)
     batch_size: Sequence[int] = (32,)
-    seeds: int = 1  # heads of each combination, with the seeds 0, 1, ...
+    seeds: int = 1  # heads of each combination, with the seeds first_seed, first_seed + 1, ...
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks that no axis is empty."""
@@ -93,6 +94,11 @@ class Grid:
         if self.seeds < 1:
             raise PipelineError(f"--seeds {self.seeds}: give 1 or more")
 
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the heads of each combination."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
     def rates(self) -> tuple[HeadRates, ...]:
         """Seed, learning rate, weight decay and dropout of every head of a shape.
 
@@ -106,7 +112,7 @@ class Grid:
                 flag = f"--{name.replace('_', '-')} {axis}"
                 raise PipelineError(f"{flag} is a range: give values, or search it with --trials N")
             values.append(axis)
-        axes = itertools.product(*values, range(self.seeds))
+        axes = itertools.product(*values, self.seed_range)
         return tuple(HeadRates(seed=s, lr=lr, weight_decay=wd, dropout=d) for lr, wd, d, s in axes)
 
     def stacks(self, shapes: Sequence[Shape]) -> list[Stack]:
