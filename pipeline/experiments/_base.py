@@ -89,10 +89,15 @@ class Lab:
             device=str(pick_device(self.device)), **choices,
         )  # fmt: skip
 
-    def sweep(self, name: str, plan: Plan, grid: Grid) -> list[dict[str, Any]]:
+    def sweep(self, name: str, plan: Plan, grid: Grid, *, keep_heads: bool = True) -> list[dict[str, Any]]:
         """The rows of a sweep, whose finished stacks are kept below the experiment's folder."""
         self.note(f"{name}: {plan.store}")
-        return list(sweep(plan, grid, out=str(self.out / "sweeps" / name), note=self.note)["rows"])
+        found = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)
+        return list(found["rows"])
+
+    def folder(self, name: str) -> Path:
+        """Where a sweep is kept."""
+        return self.out / "sweeps" / name
 
     @property
     def product_precision(self) -> Precision:
