@@ -178,7 +178,8 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
     except ValueError as error:
         raise PipelineError(f"--fusion {spec.fusion}, --decoder {spec.decoder}: {error}") from error
     for name, values in spec.taken.items():
-        fusion.get_buffer(name).copy_(values)
+        buffer = fusion.get_buffer(name)
+        buffer.copy_(values.reshape(buffer.shape))
     return Head(fusion, decoder)
 
 

@@ -3,11 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision
 from pipeline.encoder import open_encoder
@@ -98,6 +100,12 @@ class Lab:
     def folder(self, name: str) -> Path:
         """Where a sweep is kept."""
         return self.out / "sweeps" / name
+
+    @cached_property
+    def encoder_parameters(self) -> int:
+        """Parameters of the encoder that its states depend on."""
+        model = load_model(self.encoder, self.encoder_revision, trust_remote_code=False)
+        return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("pooler."))
 
     @property
     def product_precision(self) -> Precision:

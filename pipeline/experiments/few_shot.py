@@ -110,7 +110,7 @@ class FewShot(Experiment):
                 f"than the {n_examples} training examples: give smaller --set sizes"
             )
         notes += [
-            f"{work.on}: no N = {size}, {size * n_classes} examples are more than the {n_examples} there are"
+            f"{work.on}: no N = {size}, {size * n_classes} of {n_examples} examples asked for"
             for size in self.sizes[len(sizes) :]
         ]
         rows = []

@@ -23,9 +23,12 @@ class Fusion(nn.Module, ABC):
     takes: ClassVar[tuple[str, str] | None] = None
     """A fusion and the name of its parameter that this one takes from trained heads, if it takes one.
 
-    Then its option `sources` names their runs, with commas between, and its buffer ``sources`` holds what
+    Then its option `sources` names their runs, with commas between, and its buffer `taken_as` holds what
     they learned (see `pipeline.transfer`).
     """
+
+    taken_as: ClassVar[str] = "sources"
+    """The buffer that holds it: a vector a run, or a single one."""
 
     out_width: int
 
