@@ -127,8 +127,8 @@ def _notes(lines: Sequence[Row]) -> list[str]:
         best = max(pairs, key=lambda name: pairs[name])
         mean = average(list(pairs.values()))
         notes.append(
-            f"{some[0]['target']} of {some[0]['language']}: {few:.2f} from the share alone, {mean:.2f} with "
-            f"a source on average ({pairs[best]:.2f} with {best}), {whole:.2f} from all of it"
+            f"{some[0]['target']} of {some[0]['language']}: {few:.2f} from the share alone, {mean:.2f} "
+            f"with a source on average ({pairs[best]:.2f} with {best}), {whole:.2f} from all of it"
         )
     return notes
 

@@ -59,3 +59,19 @@ class Fusion(nn.Module, ABC):
         Returns:
             One vector per head and token; a head axis of 1 where all heads share the result.
         """
+
+    def at(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        chosen: Int[Tensor, " chosen"],
+    ) -> Float[Tensor, "#head chosen out"]:
+        """The vectors of some tokens; a fusion may leave out what only the others need.
+
+        Args:
+            states: as for `forward`.
+            lengths: as for `forward`.
+            chosen: places on the token axis.
+        """
+        fused: Tensor = self(states, lengths)
+        return fused.index_select(1, chosen)
