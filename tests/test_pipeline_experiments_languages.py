@@ -16,7 +16,7 @@ from pipeline.train import fit
 
 SEEDS, EPOCHS, LR = 2, 1, 1e-2
 SHORT = {"seeds": str(SEEDS), "epochs": str(EPOCHS), "lr": str(LR)}
-SIZES = {"aa": 16, "bb": 12, "cc": 16}
+SIZES = {"aa": 24, "bb": 30, "cc": 20}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def made(tmp_path_factory):
     """Three languages, of which one lacks an intent, and an encoder."""
     folder = tmp_path_factory.mktemp("languages")
     for name, n in SIZES.items():
-        rows = {s: tiny.rows_of_text(s, k) for s, k in (("train", n), ("dev", 8), ("test", 6))}
+        rows = {s: tiny.rows_of_text(s, k) for s, k in (("train", n), ("dev", 14), ("test", 14))}
         if name == "bb":
             rows = {s: [row for row in some if row["intent"] != "sound"] for s, some in rows.items()}
         tiny.write_jsonl(folder / name, rows, ["tokens", "tags", "intent"])

@@ -64,7 +64,7 @@ def groups(rows: Sequence[Row], *names: str) -> list[list[Row]]:
 
 def known(rows: Sequence[Row], name: str) -> list[float]:
     """The values of a column that are there."""
-    return [row[name] for row in rows if row.get(name) is not None]
+    return [float(row[name]) for row in rows if row.get(name) is not None]
 
 
 def average(values: Sequence[float]) -> float | None:

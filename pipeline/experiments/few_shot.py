@@ -20,7 +20,7 @@ from pipeline.job import Schedule, open_target
 BASE = "transformer"
 """The fusion that others are compared with: the paper's own base, "Base+n"."""
 
-LR = {"transformer": 2e-4, "affine": 2e-4, "dwatt": 1e-4}
+LR = {"transformer": 2e-4, "affine": 2e-4, "dwatt": 2e-4}
 """Learning rates at which each learns from few examples (docs/log.md); others take `lr`."""
 
 
