@@ -76,7 +76,7 @@ def test_one_that_was_cut_off_goes_on_to_the_best_of_every_epoch_setting(made, t
     assert not list(tmp_path.rglob("head.safetensors"))
 
     chart = json.loads((tmp_path / "figures" / "curve-data-tags.json").read_text())["chart"]
-    points = chart["data"]["values"]
+    [points] = chart["datasets"].values()
     assert sorted({point["step"] for point in points}) == [2, 6]  # 8 examples are 2 steps an epoch
     assert all(point["low"] <= point["dev"] <= point["high"] for point in points)
     assert any(path.endswith("figures/scores-data-tags.svg") for path in result["files"])
