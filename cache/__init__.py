@@ -5,6 +5,7 @@ Knows numpy, Zarr and Dask; knows no encoder, no head, no torch.
 
 from cache.calibration import Calibration
 from cache.errors import BankIncomplete, BankLocked, CacheError, CorruptChunk
+from cache.joined import JoinedBank, Piece
 from cache.layout import EncoderRecord, Kind, Recipe
 from cache.reader import Bank, Split, open_bank
 from cache.skeleton import Rows
@@ -19,7 +20,9 @@ __all__ = [
     "Calibration",
     "CorruptChunk",
     "EncoderRecord",
+    "JoinedBank",
     "Kind",
+    "Piece",
     "Recipe",
     "Rows",
     "Split",

@@ -253,7 +253,7 @@ class Split:
         for block in range(self.n_blocks):
             here = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             # Not kept mapped or decoded: all of it is in `out` now.
-            for k, chunk in enumerate(self._place.each(partial(self._open_chunk, block=block), indices)):
+            for k, chunk in enumerate(self.read_block(block, layers)):
                 self._floats(indices[k], chunk, out[k, here])
         return out
 

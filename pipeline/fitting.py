@@ -18,7 +18,7 @@ from pipeline import metrics
 from pipeline.feed import Batch
 from pipeline.head import Head, Inputs
 from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained, build_one
-from pipeline.optimizer import StackedAdamW, linear_schedule
+from pipeline.optimizer import StackedAdamW
 from pipeline.stack import Dropout, stack, take
 
 
@@ -76,10 +76,8 @@ class Fitting:
             step: number of the update within the epoch, from 0.
         """
         inputs, labels, _ = self.job.train.of(batch)
-        n_steps = self.steps * self.schedule.epochs
         number = self.steps * self.epoch + step
-        warmup_steps = round(self.schedule.warmup_frac * n_steps)
-        scale = linear_schedule(number, n_steps=n_steps, warmup_steps=warmup_steps)
+        scale = self.schedule.scale(number, steps=self.steps)
         for group in self.groups:
             group.step(inputs, labels, scale, number, self.schedule.precision)
 
@@ -93,7 +91,7 @@ class Fitting:
         """Takes note of an epoch and lets go of the heads that have ended.
 
         Args:
-            dev: for each metric, the dev score of every head that is alive.
+            dev: for each metric, the dev score of every head that is alive; none where dev was not scored.
             seconds: of the training alone.
 
         Returns:
@@ -103,10 +101,7 @@ class Fitting:
         self.seconds += seconds
         losses = [loss for group in self.groups for loss in (group.total / self.steps).tolist()]
         failed = [step for group in self.groups for step in group.failed.tolist()]
-        last = self.steps * self.epoch - 1
-        n_steps = self.steps * self.schedule.epochs
-        warmup_steps = round(self.schedule.warmup_frac * n_steps)
-        scale = linear_schedule(last, n_steps=n_steps, warmup_steps=warmup_steps)
+        scale = self.schedule.scale(self.steps * self.epoch - 1, steps=self.steps)
         parameters = [(group, row) for group in self.groups for row in range(len(group.numbers))]
         for place, (group, row) in enumerate(parameters):
             head = group.numbers[row]
@@ -293,12 +288,13 @@ class Record:
         if failed_step:
             self.failed_steps[head], self.ended[head] = failed_step, True
             return
-        if not self.best_epochs[head] or self._sign * line.dev[self._metric] > before:
+        if line.dev and (not self.best_epochs[head] or self._sign * line.dev[self._metric] > before):
             self.best_epochs[head] = line.epoch
             if head not in self.kept:
                 self.kept[head] = [torch.empty_like(value) for value in weights]
             for kept, current in zip(self.kept[head], weights, strict=True):
                 kept.copy_(current)
+        # Only where every epoch has a dev score: see `Schedule`.
         waited = line.epoch - self.best_epochs[head]
         self.ended[head] = self._patience is not None and waited >= self._patience
 

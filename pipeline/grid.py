@@ -75,10 +75,12 @@ class Grid:
     decoders: Sequence[str | None] = (None,)
     options: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # of the parts, where they have them
     lr: Sequence[float] | Range = (1e-3,)
+    lr_of: Mapping[str, float] = field(default_factory=dict)  # of single fusions, in place of lr
     weight_decay: Sequence[float] | Range = (0.01,)
     dropout: Sequence[float | None] | Range = (None,)
     batch_size: Sequence[int] = (32,)
-    seeds: int = 1  # heads of each combination, with the seeds 0, 1, ...
+    seeds: int = 1  # heads of each combination, with the seeds first_seed, first_seed + 1, ...
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks that no axis is empty."""
@@ -93,8 +95,16 @@ class Grid:
         if self.seeds < 1:
             raise PipelineError(f"--seeds {self.seeds}: give 1 or more")
 
-    def rates(self) -> tuple[HeadRates, ...]:
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the heads of each combination."""
+        return range(self.first_seed, self.first_seed + self.seeds)
+
+    def rates(self, fusion: str = "") -> tuple[HeadRates, ...]:
         """Seed, learning rate, weight decay and dropout of every head of a shape.
+
+        Args:
+            fusion: of the shape; one may have a learning rate of its own.
 
         Raises:
             PipelineError: an axis is a range.
@@ -106,13 +116,14 @@ class Grid:
                 flag = f"--{name.replace('_', '-')} {axis}"
                 raise PipelineError(f"{flag} is a range: give values, or search it with --trials N")
             values.append(axis)
-        axes = itertools.product(*values, range(self.seeds))
+        if fusion in self.lr_of:
+            values[0] = (self.lr_of[fusion],)
+        axes = itertools.product(*values, self.seed_range)
         return tuple(HeadRates(seed=s, lr=lr, weight_decay=wd, dropout=d) for lr, wd, d, s in axes)
 
     def stacks(self, shapes: Sequence[Shape]) -> list[Stack]:
         """Every head of the grid: a stack for each of its shapes."""
-        rates = self.rates()
-        return [Stack(shape=shape, rates=rates) for shape in shapes]
+        return [Stack(shape=shape, rates=self.rates(shape.fusion)) for shape in shapes]
 
     def shapes(self, bank: Bank, split: str) -> list[Shape]:
         """Every shape of head in the grid. `single_layer` without a layer is a head for every layer.

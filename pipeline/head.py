@@ -77,9 +77,10 @@ class Head(nn.Module):
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "head unit score"]:
         """Scores of every unit, for each head."""
-        fused = self.fusion(inputs.states, inputs.lengths)
-        if inputs.decoded is not None:
-            fused = fused.index_select(1, inputs.decoded)
+        if inputs.decoded is None:
+            fused = self.fusion(inputs.states, inputs.lengths)
+        else:
+            fused = self.fusion.at(inputs.states, inputs.lengths, inputs.decoded)
         scores: Tensor = self.decoder(fused, inputs.decoded_lengths)
         return scores
 
@@ -178,7 +179,8 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
     except ValueError as error:
         raise PipelineError(f"--fusion {spec.fusion}, --decoder {spec.decoder}: {error}") from error
     for name, values in spec.taken.items():
-        fusion.get_buffer(name).copy_(values)
+        buffer = fusion.get_buffer(name)
+        buffer.copy_(values.reshape(buffer.shape))
     return Head(fusion, decoder)
 
 

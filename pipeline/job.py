@@ -13,6 +13,7 @@ from pipeline import metrics
 from pipeline.batches import Feeds, Labelled, load
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import Head, HeadSpec, build_head, plan_head
+from pipeline.optimizer import linear_schedule
 from pipeline.transfer import take_sources
 
 Precision = Literal["float32", "bfloat16"]
@@ -46,6 +47,9 @@ class Schedule:
     epochs: int = 10
     batch_size: int = 32  # examples
     warmup_frac: float = 0.1  # share of all steps in which the learning rate rises
+    warmup_steps: int | None = None  # how many steps those are; None leaves it to the share
+    decay: bool = True  # whether the learning rate falls to 0 after that, or stays as it is
+    dev_epochs: tuple[int, ...] = ()  # epochs after which dev is scored; () for all
     patience: int | None = None  # epochs without a better dev score after which training ends
     data_seed: int = 0  # of the order of the examples
     precision: Precision = "float32"  # of the products; weights and losses are float32
@@ -59,11 +63,41 @@ class Schedule:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
         if not 0 <= self.warmup_frac <= 1:
             raise PipelineError(f"--warmup-frac {self.warmup_frac}: give a share between 0 and 1")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise PipelineError(f"warmup_steps {self.warmup_steps}: give 0 or more")
         if self.patience is not None and self.patience < 1:
             raise PipelineError(f"--patience {self.patience}: give 1 or more epochs")
+        self._check_dev_epochs()
         if list(self.rungs) != sorted({r for r in self.rungs if 1 <= r < self.epochs}):
             asked = ",".join(map(str, self.rungs))
             raise PipelineError(f"--rungs {asked}: give ascending epochs from 1 to {self.epochs - 1}")
+
+    def _check_dev_epochs(self) -> None:
+        asked = ",".join(map(str, self.dev_epochs))
+        if list(self.dev_epochs) != sorted({e for e in self.dev_epochs if 1 <= e <= self.epochs}):
+            raise PipelineError(f"dev_epochs {asked}: give ascending epochs from 1 to {self.epochs}")
+        if self.dev_epochs and (self.patience is not None or self.rungs):
+            raise PipelineError(f"dev_epochs {asked}: patience and rungs need the dev score of every epoch")
+
+    def scores_dev(self, epoch: int) -> bool:
+        """Whether dev is scored after an epoch, counted from 1."""
+        return not self.dev_epochs or epoch in self.dev_epochs
+
+    def scale(self, step: int, *, steps: int) -> float:
+        """Factor on the learning rate at a step counted from 0: linear warm-up, then linear decay or none.
+
+        Without decay, and with the warm-up in steps, a run of some epochs is the start of every longer one.
+
+        Args:
+            step: among those of all epochs.
+            steps: of an epoch.
+        """
+        n_steps = steps * self.epochs
+        warmup = self.warmup_steps
+        warmup = round(self.warmup_frac * n_steps) if warmup is None else warmup
+        if not self.decay and step >= warmup:
+            return 1.0
+        return linear_schedule(step, n_steps=n_steps, warmup_steps=warmup)
 
 
 def _check_seed(flag: str, seed: int) -> None:
@@ -77,7 +111,7 @@ class Epoch:
 
     epoch: int  # from 1
     loss: float  # mean training loss of a batch
-    dev: dict[str, float]
+    dev: dict[str, float]  # empty where dev was not scored
     seconds: float  # training alone
     lr: float  # at the last step
 
@@ -172,6 +206,7 @@ def plan_goal(
     metric: str | None = None,
     train_split: str = "train",
     dev_split: str = "dev",
+    depth: int | None = None,
 ) -> Goal:
     """Checks every choice against the bank; reads no states.
 
@@ -184,6 +219,7 @@ def plan_goal(
         metric: the dev score that picks the epoch; by the target if None.
         train_split: the split to learn from.
         dev_split: the split to choose the epoch by.
+        depth: number of the layer after which the encoder is taken to end; its last if None.
 
     Raises:
         PipelineError: something does not fit.
@@ -196,12 +232,16 @@ def plan_goal(
             f"target {target!r} has not the same classes on {train_split} and {dev_split}: "
             "write both with one 'layerbank label'"
         )
+    last = bank.recipe.encoder.n_layers - 1
+    if depth is not None and not 1 <= depth <= last:
+        raise PipelineError(f"depth {depth}: the encoder of {bank.path} has the layers 1 to {last}")
+    last = depth or last
     spec = plan_head(
         fusion=fusion,
         decoder=decoder,
         target=labels,
-        kept=bank.recipe.layers,
-        last=bank.recipe.encoder.n_layers - 1,
+        kept=[layer for layer in bank.recipe.layers if layer <= last],
+        last=last,
         width=bank.recipe.encoder.width,
         options=options,
     )
@@ -226,7 +266,7 @@ def prepare(
         train_split: the split to learn from.
         dev_split: the split to choose the epoch by.
         feeds: hold the states, on the device that computes; by default on the CPU.
-        choices: fusion, decoder, options and metric, as for `plan_goal`.
+        choices: fusion, decoder, options, metric and depth, as for `plan_goal`.
 
     Raises:
         PipelineError: something does not fit; said before the first step.

@@ -265,6 +265,17 @@ def is_entity_scheme(names: Sequence[str]) -> bool:
     return bool(marked) and all(n[0:1] in ("B", "I", "E", "S") and n[1:2] in ("", "-") for n in marked)
 
 
+def n_kinds(names: Sequence[str]) -> int:
+    """How many kinds of thing are to be told apart: types of entity where tags mark entities, else classes.
+
+    >>> n_kinds(["O", "B-PER", "I-PER", "B-LOC"]), n_kinds(["red", "blue"])
+    (2, 2)
+    """
+    if not is_entity_scheme(names):
+        return len(names)
+    return len({name[2:] for name in names if name != "O"})
+
+
 def _scheme(names: Sequence[str]) -> tuple[Int[np.ndarray, " tag"], Bool[np.ndarray, "tag tag"]]:
     """Each tag's type of entity, as a number, and which tag goes on with the entity of the tag before it.
 

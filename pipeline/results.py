@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import safetensors.torch
 from safetensors import SafetensorError
 
-from cache import Bank, EncoderRecord, Target
+from cache import Bank, EncoderRecord, JoinedBank, Target
 from pipeline.attentions import Attentions
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
@@ -52,6 +52,7 @@ class Source:
     dtype: str
     splits: dict[str, str]  # role (train, dev) -> split
     precision: str = "float32"  # of the encoder's products
+    train_on: Sequence[Mapping[str, Any]] = ()  # pieces of banks that took the place of the train split
 
     @classmethod
     def of(cls, bank: Bank, splits: Mapping[str, str]) -> "Source":
@@ -69,6 +70,7 @@ class Source:
             dtype=recipe.dtype,
             splits=dict(splits),
             precision=recipe.precision,
+            train_on=[asdict(piece) for piece in bank.pieces] if isinstance(bank, JoinedBank) else (),
         )
 
 

@@ -13,7 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from cache import Bank, open_bank
+from cache import Bank, JoinedBank, Piece, open_bank
 from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
@@ -43,6 +43,8 @@ class Plan:
     )
     memory_bytes: int = batches.MEMORY_BYTES
     device: str = "cpu"
+    train_on: tuple[Piece, ...] = ()  # takes the place of the train split
+    depth: int | None = None  # number of the layer that stands for the encoder's last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,9 @@ class Runner:
 
     @cached_property
     def bank(self) -> Bank:
-        """The bank."""
-        return open_bank(self.plan.store)
+        """The bank, its train split made of the pieces to train on where there are any."""
+        bank, pieces = open_bank(self.plan.store), self.plan.train_on
+        return JoinedBank(bank, self.plan.splits["train"], pieces) if pieces else bank
 
     def check(self, stack: Stack) -> Goal:
         """Refuses a stack that does not fit the bank or the target, before anything is trained.
@@ -245,6 +248,7 @@ class Runner:
             "metric": self.plan.metric,
             "train_split": self.plan.splits["train"],
             "dev_split": self.plan.splits["dev"],
+            "depth": self.plan.depth,
         }
 
 

@@ -111,7 +111,7 @@ class _Study:
             weight_decay=_pick(trial, "weight_decay", self._grid.weight_decay),
             dropout=_pick(trial, "dropout", self._grid.dropout),
         )
-        return [(shape, replace(rates, seed=seed)) for seed in range(self._grid.seeds)]
+        return [(shape, replace(rates, seed=seed)) for seed in self._grid.seed_range]
 
     def tell(self, rows: Sequence[Sequence[Row]]) -> None:
         """The rows of every open trial's heads, in the order in which the trials were asked."""

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from cache import Bank
+from cache import Bank, JoinedBank
 from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
@@ -33,6 +33,7 @@ def sweep(
     out: str,
     trials: search.Trials | None = None,
     client: Any = None,
+    keep_heads: bool = True,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def sweep(
         out: folder of the sweep; one that was cut off is continued, if all that was asked is the same.
         trials: how to search the grid; None trains all of it.
         client: of a Dask cluster whose workers train the stacks; None trains here.
+        keep_heads: whether the best head of each shape is left as a run folder.
         note: takes a line of text for the user.
         progress: called after every epoch of the stacks that train together.
 
@@ -62,7 +64,7 @@ def sweep(
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
     check_free_sweep(out, _asked(plan, grid, trials, runner.bank))
     train = runner.train if client is None else train_remotely(client, plan)
-    keeper = _Keeper(runner, folder, train)
+    keeper = _Keeper(runner, folder, train, keep_heads)
     if trials:
         rows = search.search(trials, grid, shapes, metric_of, keeper.rows, note)
     else:
@@ -81,7 +83,7 @@ def sweep(
 
 def _asked(plan: Plan, grid: Grid, trials: search.Trials | None, bank: Bank) -> dict[str, Any]:
     """All that decides the results, as JSON gives it back."""
-    asked = {
+    asked: dict[str, Any] = {
         "grid": asdict(grid),
         "schedule": asdict(plan.schedule),
         "bank": bank.fingerprint,
@@ -89,6 +91,10 @@ def _asked(plan: Plan, grid: Grid, trials: search.Trials | None, bank: Bank) -> 
         "splits": dict(plan.splits),
         "search": None if trials is None else asdict(trials),
     }
+    if isinstance(bank, JoinedBank):
+        asked["train_on"] = bank.made_of
+    if plan.depth is not None:
+        asked["depth"] = plan.depth
     return dict(json.loads(json.dumps(asked)))
 
 
@@ -99,6 +105,7 @@ class _Keeper:
     runner: Runner
     folder: Path
     train: Train
+    keep_heads: bool
 
     def rows(self, stacks: Sequence[Stack]) -> list[dict[str, Any]]:
         """The rows of the stacks' heads, from disk where they are finished."""
@@ -120,7 +127,8 @@ class _Keeper:
 
     def _keep(self, outcome: Outcome) -> None:
         rows = [_row(outcome, k) for k in range(len(outcome.trained))]
-        self._keep_best(outcome)
+        if self.keep_heads:
+            self._keep_best(outcome)
         write_whole(self._file(outcome.stack), json.dumps([finite(row) for row in rows]))
         self.runner.forget(outcome.stack)
 
@@ -186,6 +194,7 @@ def _row(outcome: Outcome, k: int) -> dict[str, Any]:
     shape, test = stack.shape, outcome.test[k]
     parameters, fusion_parameters = trained.head.n_parameters()
     best = trained.epochs[trained.best_epoch - 1].dev if trained.best_epoch else {}
+    history = [{"epoch": e.epoch, "loss": e.loss, "dev": e.dev.get(goal.metric)} for e in trained.epochs]
     return {
         "target": shape.target,
         "fusion": shape.fusion,
@@ -200,6 +209,7 @@ def _row(outcome: Outcome, k: int) -> dict[str, Any]:
         **{f"test_{name}": value for name, value in test.items()},
         "best_epoch": trained.best_epoch,
         "epochs": len(trained.epochs),
+        "history": json.dumps(finite(history)),
         "parameters": parameters,
         "fusion_parameters": fusion_parameters,
         "seconds": outcome.seconds,

@@ -345,7 +345,7 @@ def stack_note(epoch: int, lines: Sequence[Any]) -> None:
     """One line an epoch of the stacks that train together, on standard error."""
     running = [line for line in lines if line.epoch == epoch]
     seen: dict[str, list[float]] = {}
-    for line in running:
+    for line in (line for line in running if line.dev):
         metric, score = next(iter(line.dev.items()))
         seen.setdefault(metric, []).append(score)
     ranges = [f"dev {name} {min(values):.2f} to {max(values):.2f}" for name, values in seen.items()]

@@ -66,7 +66,8 @@ def fit_together(
             return
         seconds = train_epoch(alive, epoch)
         lines: list[Epoch] = []
-        for fitting, scores, spent in zip(alive, dev_scores(alive), seconds, strict=True):
+        found = dev_scores(alive) if schedule.scores_dev(epoch) else [{}] * len(alive)
+        for fitting, scores, spent in zip(alive, found, seconds, strict=True):
             lines += fitting.end_epoch(scores, spent)
         progress(epoch, lines)
         after_epoch()

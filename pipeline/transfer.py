@@ -37,14 +37,15 @@ def take_sources(spec: HeadSpec, encoder: EncoderRecord) -> HeadSpec:
     Raises:
         PipelineError: a run does not fit.
     """
-    takes = parts.load("fusion", spec.fusion).takes
+    part = parts.load("fusion", spec.fusion)
+    takes = part.takes
     given = spec.fusion_options.get("sources")
     if takes is None or given is None:
         return spec
     runs = list_runs(given, fusion=takes[0])
     vectors = [_vector(run, spec, encoder, *takes) for run in runs]
     options = {**spec.fusion_options, "sources": ",".join(str(run.resolve()) for run in runs)}
-    return replace(spec, fusion_options=options, taken={"sources": torch.stack(vectors)[None]})
+    return replace(spec, fusion_options=options, taken={part.taken_as: torch.stack(vectors)[None]})
 
 
 def list_runs(given: str, *, fusion: str) -> list[Path]:

@@ -488,3 +488,14 @@ def test_mixture_needs_sources_of_one_kind(options):
 def test_mixture_takes_numbers_of_its_range(options):
     with pytest.raises(ValueError, match=r"exponent from -20 to 20|sizes of 1 or more"):
         build("mixture", **options)
+
+
+def test_attention_takes_the_query_of_one_run_and_has_no_parameter_then():
+    fusion, _ = build("attention", sources="run")
+    assert not list(fusion.parameters())
+    assert [name for name, _ in fusion.named_buffers()] == ["query"]
+    free, reads = build("attention")
+    states, lengths = batch()
+    assert torch.equal(fusion(states[reads], lengths), free(states[reads], lengths))
+    with pytest.raises(ValueError, match="takes the query of one run"):
+        build("attention", sources="a,b")

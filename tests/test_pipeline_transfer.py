@@ -197,9 +197,9 @@ def test_what_the_bank_lacks_is_said():
             prepare(bank, "label", fusion="mixture", options={"random_sources": 2})
 
 
-def test_fusions_that_take_nothing_are_left_alone():
+def test_fusions_that_are_given_nothing_take_nothing():
     takers = [name for name in parts.names("fusion") if parts.load("fusion", name).takes]
-    assert takers == ["mixture"]
+    assert takers == ["attention", "mixture"]
     spec = plan_goal(tiny.shared(), "label", fusion="attention").spec
     assert spec.taken == {}
     assert HeadSpec.from_json(spec.to_json()) == spec

@@ -5,11 +5,13 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision
 from pipeline.encoder import open_encoder
@@ -104,10 +106,21 @@ class Lab:
             device=str(pick_device(self.device)), **choices,
         )  # fmt: skip
 
-    def sweep(self, name: str, plan: Plan, grid: Grid) -> list[dict[str, Any]]:
+    def sweep(self, name: str, plan: Plan, grid: Grid, *, keep_heads: bool = True) -> list[dict[str, Any]]:
         """The rows of a sweep, whose finished stacks are kept below the experiment's folder."""
         self.note(f"{name}: {plan.store}")
-        return list(sweep(plan, grid, out=str(self.out / "sweeps" / name), note=self.note)["rows"])
+        found = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)
+        return list(found["rows"])
+
+    def folder(self, name: str) -> Path:
+        """Where a sweep is kept."""
+        return self.out / "sweeps" / name
+
+    @cached_property
+    def encoder_parameters(self) -> int:
+        """Parameters of the encoder that its states depend on."""
+        model = load_model(self.encoder, self.encoder_revision, trust_remote_code=False)
+        return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("pooler."))
 
     def train(self, name: str, store: str, target: str, *, schedule: Schedule, **choices: Any) -> Path:
         """A head trained alone, as its costs are measured; one that is there is used again.

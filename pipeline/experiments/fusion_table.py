@@ -1,12 +1,12 @@
 """Late fusions on several targets: the score of each, and how little is trained for it."""
 
 import time
-from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pipeline import figures
 from pipeline.experiments._base import Experiment, Lab
+from pipeline.experiments._tables import Row, average, groups, known, spread, words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
 from pipeline.job import Schedule
@@ -33,7 +33,7 @@ class FusionTable(Experiment):
         epochs: int = 10,
         lr: float = 2e-3,
     ) -> None:
-        self.fusions = fusions.split(",")
+        self.fusions = words(fusions)
         self.seeds, self.epochs, self.lr = seeds, epochs, lr
 
     def run(self, lab: Lab) -> Findings:
@@ -47,7 +47,9 @@ class FusionTable(Experiment):
             rows += [
                 {"data": data.name, **r} for r in lab.sweep(data.name, lab.plan(store, schedule), grid)
             ]
-        found = [_line(group) for group in _by(rows, "data", "target", "fusion")]
+        found = [_line(group, lab.encoder_parameters) for group in groups(rows, "data", "target", "fusion")]
+        means = [_mean(group) for group in groups(found, "target", "fusion")]
+        means += [_mean(group, target="all") for group in groups(found, "fusion")]
         return Findings(
             kind="experiment",
             name="fusion-table",
@@ -55,7 +57,11 @@ class FusionTable(Experiment):
             paper=self.paper,
             asked={"fusions": self.fusions, "seeds": self.seeds, "epochs": self.epochs, "lr": self.lr},
             seconds=time.perf_counter() - began,
-            tables=(Table(name="scores", title=self.title, columns=_COLUMNS, rows=tuple(found)),),
+            notes=tuple(_notes(means)),
+            tables=(
+                Table(name="scores", title=self.title, columns=_COLUMNS, rows=tuple(found)),
+                Table(name="means", title="Means over the data sets", columns=_MEANS, rows=tuple(means)),
+            ),
             figures=(_figure(found),),
         )
 
@@ -68,31 +74,64 @@ _COLUMNS = (
     Column(name="dev", title="dev, mean", digits=2),
     Column(name="dev_sd", title="± sd", digits=2),
     Column(name="test", title="test, mean", digits=2),
+    Column(name="test_sd", title="± sd", digits=2),
     Column(name="parameters", title="trained parameters"),
     Column(name="fusion_parameters", title="of the fusion"),
+    Column(name="trained_percent", title="trained, % of encoder and head", digits=4),
+    Column(name="fusion_percent", title="fusion, %", digits=4),
+)
+_MEANS = (
+    Column(name="target", title="target"),
+    Column(name="fusion", title="fusion"),
+    Column(name="scores", title="data sets and targets"),
+    Column(name="dev", title="dev, mean", digits=2),
+    Column(name="test", title="test, mean", digits=2),
 )
 
-
-def _by(rows: Sequence[Mapping[str, Any]], *names: str) -> list[list[Mapping[str, Any]]]:
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in names), []).append(row)
-    return list(groups.values())
+_ABOVE = (("attention", "linear"), ("concat", "linear"), ("linear", "last_layer"))
+"""Fusions of which the paper finds the first above the second."""
 
 
-def _line(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    dev = [row["dev"] for row in rows if row["dev"] is not None]
-    test = [row["test"] for row in rows if row["test"] is not None]
+def _line(rows: Sequence[Row], encoder_parameters: int) -> dict[str, Any]:
+    dev, test = known(rows, "dev"), known(rows, "test")
     kept = ("data", "target", "fusion", "metric", "parameters", "fusion_parameters")
+    line = {name: rows[0][name] for name in kept}
+    whole = (encoder_parameters + line["parameters"]) / 100
     return {
-        **{name: rows[0][name] for name in kept},
-        "dev": mean(dev) if dev else None,
-        "dev_sd": stdev(dev) if len(dev) > 1 else 0.0,
-        "test": mean(test) if test else None,
+        **line,
+        "dev": average(dev),
+        "dev_sd": spread(dev),
+        "test": average(test),
+        "test_sd": spread(test),
+        "trained_percent": line["parameters"] / whole,
+        "fusion_percent": line["fusion_parameters"] / whole,
     }
 
 
-def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _mean(lines: Sequence[Row], target: str | None = None) -> dict[str, Any]:
+    """One fusion's mean over data sets, of one target or of all."""
+    return {
+        "target": target or lines[0]["target"],
+        "fusion": lines[0]["fusion"],
+        "scores": len(lines),
+        **{name: average(known(lines, name)) for name in ("dev", "test")},
+    }
+
+
+def _notes(means: Sequence[Row]) -> list[str]:
+    """Whether the fusions stand in the paper's order on average."""
+    dev = {line["fusion"]: line["dev"] for line in means if line["target"] == "all"}
+    notes = []
+    for upper, lower in _ABOVE:
+        high, low = dev.get(upper), dev.get(lower)
+        if high is not None and low is not None:
+            verdict = "as in the paper" if high > low else "unlike the paper"
+            way = "above" if high > low else "not above"
+            notes.append(f"{upper} is {way} {lower} on average, {verdict}: dev {high:.2f} and {low:.2f}")
+    return notes
+
+
+def _figure(rows: Sequence[Row]) -> Figure:
     named = [{**row, "on": f"{row['data']} {row['target']}"} for row in rows]
     chart = figures.bars(named, x="on", y="dev", series="fusion", x_title="", y_title="dev score, %")
     return Figure(

@@ -23,9 +23,12 @@ class Fusion(nn.Module, ABC):
     takes: ClassVar[tuple[str, str] | None] = None
     """A fusion and the name of its parameter that this one takes from trained heads, if it takes one.
 
-    Then its option `sources` names their runs, with commas between, and its buffer ``sources`` holds what
+    Then its option `sources` names their runs, with commas between, and its buffer `taken_as` holds what
     they learned (see `pipeline.transfer`).
     """
+
+    taken_as: ClassVar[str] = "sources"
+    """The buffer that holds it: a vector a run, or a single one."""
 
     out_width: int
 
@@ -71,3 +74,19 @@ class Fusion(nn.Module, ABC):
             shows. None where no part of the fusion is one.
         """
         return None
+
+    def at(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        chosen: Int[Tensor, " chosen"],
+    ) -> Float[Tensor, "#head chosen out"]:
+        """The vectors of some tokens; a fusion may leave out what only the others need.
+
+        Args:
+            states: as for `forward`.
+            lengths: as for `forward`.
+            chosen: places on the token axis.
+        """
+        fused: Tensor = self(states, lengths)
+        return fused.index_select(1, chosen)

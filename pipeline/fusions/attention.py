@@ -1,5 +1,7 @@
 """One learned query per task looks at the layers of each token: attention fusion."""
 
+from typing import ClassVar
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,14 +22,38 @@ class AttentionFusion(Fusion):
         width: size of a state, d.
         generator: source of the starting query.
         layer_norm: whether a layer normalisation follows the sum, 2 d more parameters.
+        sources: a run of `attention` whose query is taken and stays as it is (the paper's Table 4);
+            d fewer parameters.
+
+    Raises:
+        ValueError: there are several sources.
     """
 
+    takes: ClassVar[tuple[str, str] | None] = ("attention", "query")
+    taken_as: ClassVar[str] = "query"
+    query: Tensor
+
     def __init__(
-        self, *, n_layers: int, width: int, generator: torch.Generator, layer_norm: bool = False
+        self,
+        *,
+        n_layers: int,
+        width: int,
+        generator: torch.Generator,
+        layer_norm: bool = False,
+        sources: str | None = None,
     ) -> None:
         super().__init__()
+        if sources is not None and "," in sources:
+            raise ValueError(
+                "attention takes the query of one run in --set sources; mixture those of several"
+            )
         self.out_width = width
-        self.query = normal((width,), 0.02, generator)
+        query = normal((width,), 0.02, generator)
+        if sources is None:
+            self.query = query
+        else:
+            # The query of the run comes in place of this draw (see `pipeline.transfer`).
+            self.register_buffer("query", query.detach())
         self.norm = LayerNorm(width) if layer_norm else None
 
     def forward(

@@ -38,15 +38,20 @@ class EncoderLayer(nn.Module):
         x: Float[Tensor, "#head token width"],
         slots: Int[Tensor, " token"],
         filled: Bool[Tensor, "example longest"],
-    ) -> Float[Tensor, "head token width"]:
+        chosen: Int[Tensor, " chosen"] | None = None,
+    ) -> Float[Tensor, "head answer width"]:
         """Lets the tokens of each example look at one another.
 
         Args:
             x: the vectors, example after example, without padding.
             slots: place of each token in the padded batch, counted row by row.
             filled: which places of the padded batch hold a token; at least one in each row.
+            chosen: the tokens whose vectors are wanted; None for all.
         """
-        x = self.norm_attention(x + self.out(self._attend(self.qkv(x), slots, filled)))
+        seen = self._attend(self.qkv(x), slots, filled)
+        if chosen is not None:
+            x, seen = x.index_select(1, chosen), seen.index_select(1, chosen)
+        x = self.norm_attention(x + self.out(seen))
         return self.norm_network(x + self.down(nn.functional.gelu(self.up(x))))
 
     def _attend(
@@ -99,16 +104,29 @@ class Transformer(Fusion):
         self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
     ) -> Float[Tensor, "#head token width"]:
         """Runs the new layers on the last layer of each example, for every head."""
-        x = states[-1:]
+        return self._run(states[-1:], lengths, None)
+
+    def at(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        chosen: Int[Tensor, " chosen"],
+    ) -> Float[Tensor, "#head chosen width"]:
+        """The same for some tokens: the others stop at the last attention, which is all that sees them."""
+        return self._run(states[-1:], lengths, chosen)
+
+    def _run(self, x: Tensor, lengths: Tensor, chosen: Tensor | None) -> Tensor:
         if not x.numel():
-            return x
+            return x if chosen is None else x.index_select(1, chosen)
         # An example without tokens would be a row of masked scores only, whose softmax is NaN.
         lengths = lengths[lengths > 0]
         filled = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         slots = filled.flatten().nonzero().squeeze(1)
-        for block in self.blocks:
+        *lower, last = self.blocks
+        for block in lower:
             x = block(x, slots, filled)
-        return x
+        found: Tensor = last(x, slots, filled, chosen)
+        return found
 
 
 FUSION = Transformer
