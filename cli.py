@@ -459,7 +459,7 @@ def sweep(
             note=terminal.note,
             progress=terminal.stack_note,
         )
-    result["pictures"] = plot.sweep_pictures(result["rows"], out)
+    result["pictures"] = plot.save_pictures(plot.sweep_figures(result["rows"]), out)
     _print(result, as_json, terminal.show_sweep)
 
 
@@ -655,7 +655,8 @@ def compare(
 
     result = module.compare(runs)
     if out is not None:
-        result["pictures"] = plot.loss_pictures(module.curves(runs), result["target"], out)
+        figure = plot.loss_figure(module.curves(runs), result["target"])
+        result["pictures"] = plot.save_pictures([figure], out)
     _print(result, as_json, terminal.show_comparison)
 
 

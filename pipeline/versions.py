@@ -1,6 +1,9 @@
-"""Versions of what takes part in a result, for the record."""
+"""The command and the versions that make a result, for the record."""
 
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 _PARTS = ("layerbank", "torch", "transformers", "tokenizers", "zarr", "numpy")
 
@@ -8,6 +11,11 @@ _PARTS = ("layerbank", "torch", "transformers", "tokenizers", "zarr", "numpy")
 def versions() -> dict[str, str]:
     """Version of each package; ``source`` for one that runs without being installed."""
     return {name: _version(name) for name in _PARTS}
+
+
+def command_line() -> str:
+    """The command that is running, as one types it."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _version(name: str) -> str:
