@@ -703,6 +703,25 @@ def experiment(
 
 
 @app.command()
+def report(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="R...", help="Runs, sweeps, experiments, analyses, or folders of them."),
+    ],
+    out: Annotated[str, typer.Option(help="The page, one HTML file.")] = "report.html",
+    one_table: Annotated[
+        bool, typer.Option("--one-table", help="All runs in one table: they must learn one target.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes one self-contained page of runs, sweeps, experiments and analyses."""
+    from pipeline import terminal
+    from pipeline.report.page import report as make
+
+    _print(make(paths or [], out, one_table=one_table), as_json, terminal.show_report)
+
+
+@app.command()
 def inspect(store: Store, as_json: AsJson = False) -> None:
     """Shows what a bank holds."""
     from cache import open_bank

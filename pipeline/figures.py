@@ -1,7 +1,7 @@
 """Charts: Vega-Lite specifications made with Altair, and pictures of them.
 
 One drawing library for pictures in files and for the report's page, which draws the same chart anew with
-tooltips and in the reader's colours. So a chart names no colour of text or background; `THEME` has what
+tooltips and in the reader's colours. So a chart names no colour of text or background; `theme` has what
 both share. Series differ in shape as well as in colour.
 """
 
@@ -32,18 +32,32 @@ _COLOURS += ["#B5A000"]
 _GRID = {"gridColor": "#888888", "gridOpacity": 0.3}
 _TEXT = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"}
 
-THEME: dict[str, Any] = {
-    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
-    "view": {"stroke": None},
-    "axis": {"domain": False, "tickSize": 4, "titlePadding": 8, **_GRID, **_TEXT},
-    "axisX": {"grid": False, "domain": True, "labelOverlap": True},
-    "axisYQuantitative": {"titleAnchor": "end", "tickCount": 6},
-    "legend": {"symbolSize": 70, "labelLimit": 260, "rowPadding": 4, **_TEXT},
-    "title": {"anchor": "start", "fontSize": 13, "offset": 12},
-    "mark": {"color": _COLOURS[0]},
-    "range": {"category": _COLOURS, "heatmap": {"scheme": "viridis"}, "ramp": {"scheme": "viridis"}},
-}
-"""Vega-Lite's settings of a page and of a picture alike, without the colour of text and lines."""
+
+def theme(ink: str) -> dict[str, Any]:
+    """Vega-Lite's settings of a page and of a picture alike.
+
+    Args:
+        ink: the colour of text and lines; ``currentColor`` takes that of the page.
+    """
+    marked = {"labelColor": ink, "titleColor": ink, **_TEXT}
+    return {
+        "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+        "background": None,
+        "view": {"stroke": None},
+        "axis": {"domain": False, "domainColor": ink, "tickColor": ink, "tickSize": 4, "titlePadding": 8,
+                 **_GRID, **marked},
+        "axisX": {"grid": False, "domain": True, "labelOverlap": True},
+        "axisYQuantitative": {"titleAnchor": "end", "tickCount": 6},
+        "legend": {"symbolSize": 70, "labelLimit": 260, "rowPadding": 4, **marked},
+        "title": {"anchor": "start", "fontSize": 13, "offset": 12, "color": ink},
+        "mark": {"color": _COLOURS[0]},
+        "rule": {"color": ink},
+        "range": {"category": _COLOURS, "heatmap": {"scheme": "viridis"}, "ramp": {"scheme": "viridis"}},
+    }  # fmt: skip
+
+
+PAPER = {**theme("#1a1a1a"), "background": "white", "padding": 10}
+"""The settings of a picture in a file."""
 
 
 def lines(
@@ -172,7 +186,7 @@ def svg(chart: Mapping[str, Any], title: str = "") -> str:
     import vl_convert
 
     titled = {**chart, "title": title} if title else dict(chart)
-    return str(vl_convert.vegalite_to_svg(titled, config=_PAPER))
+    return str(vl_convert.vegalite_to_svg(titled, config=PAPER))
 
 
 def png(picture: str) -> bytes:
@@ -180,9 +194,6 @@ def png(picture: str) -> bytes:
     import vl_convert
 
     return bytes(vl_convert.svg_to_png(picture, scale=2))
-
-
-_PAPER = {**THEME, "background": "white", "padding": 10}
 
 
 def _across(rows: Rows, x: str, title: str, log: bool) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pipeline import figures
 from pipeline.errors import PipelineError
 from pipeline.results import finite, read_json, write_whole
-from pipeline.versions import command_line, versions
+from pipeline.versions import made_by
 
 FINDINGS = "findings.json"
 Cell = str | int | float | bool | None
@@ -96,7 +96,7 @@ def save(findings: Findings, out: str) -> list[str]:
     ]
     rest = {key: value for key, value in asdict(findings).items() if key not in ("tables", "figures")}
     rest |= {"tables": [t.name for t in findings.tables], "figures": [f.name for f in findings.figures]}
-    rest |= {"command": command_line(), "versions": versions()}
+    rest |= made_by()
     write_whole(folder / FINDINGS, _text(rest))
     return [*map(str, files), *pictures, str(folder / FINDINGS)]
 

@@ -18,7 +18,7 @@ from cache import Bank
 from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
-from pipeline.results import RESULT, check_free_sweep, finite, save_run, write_whole
+from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
 from pipeline.runner import Note, Outcome, Plan, Runner, train_remotely
 from pipeline.train import Progress
 
@@ -60,7 +60,8 @@ def sweep(
     shapes = grid.shapes(runner.bank, plan.splits["train"])
     stacks = search.extremes(grid, shapes) if trials else grid.stacks(shapes)
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
-    check_free_sweep(out, _asked(plan, grid, trials, runner.bank))
+    source = Source.of(runner.bank, plan.splits)
+    check_free_sweep(out, _asked(plan, grid, trials, runner.bank), store=source.store)
     train = runner.train if client is None else train_remotely(client, plan)
     keeper = _Keeper(runner, folder, train)
     if trials:

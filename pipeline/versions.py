@@ -4,6 +4,7 @@ import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 _PARTS = ("layerbank", "torch", "transformers", "tokenizers", "zarr", "numpy")
 
@@ -13,9 +14,15 @@ def versions() -> dict[str, str]:
     return {name: _version(name) for name in _PARTS}
 
 
+def made_by() -> dict[str, Any]:
+    """What stands in the record of a run: `command` and `versions`."""
+    return {"command": command_line(), "versions": versions()}
+
+
 def command_line() -> str:
     """The command that is running, as one types it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    name = Path(sys.argv[0]).name
+    return shlex.join(["layerbank" if name == "cli.py" else name, *sys.argv[1:]])
 
 
 def _version(name: str) -> str:
