@@ -77,6 +77,10 @@ Scheduler = Annotated[
     str | None,
     typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
 ]
+Track = Annotated[
+    Literal["tensorboard", "mlflow"] | None,
+    typer.Option(help="Show curves, settings and scores there too; in a folder beside the run."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -325,42 +329,45 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     memory: Memory = "4GiB",
     precision: Precision = "auto",
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains one late-fusion head on a bank; the encoder is not needed."""
-    from pipeline import terminal
+    from pipeline import terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.job import HeadRates, Schedule
     from pipeline.run import train_run
 
     set_threads(threads)
     where = pick_device(device)
-    result = train_run(
-        store,
-        target=target,
-        out=out,
-        fusion=fusion,
-        decoder=decoder,
-        options=_settings(options, crf=crf, pooling=pooling, dropout=dropout),
-        rates=HeadRates(seed=seed, lr=lr, weight_decay=weight_decay),
-        schedule=Schedule(
-            epochs=epochs,
-            batch_size=batch_size,
-            warmup_frac=warmup_frac,
-            patience=patience,
-            data_seed=data_seed,
-            precision=pick_precision(precision, where),
-        ),
-        metric=metric,
-        splits={"train": train_split, "dev": dev_split},
-        overwrite=overwrite,
-        device=where,
-        memory_bytes=_bytes(memory),
-        note=terminal.note,
-        progress=terminal.epoch_note,
-    )
+    with tracking.tracked(track, out) as log:
+        result = train_run(
+            store,
+            target=target,
+            out=out,
+            fusion=fusion,
+            decoder=decoder,
+            options=_settings(options, crf=crf, pooling=pooling, dropout=dropout),
+            rates=HeadRates(seed=seed, lr=lr, weight_decay=weight_decay),
+            schedule=Schedule(
+                epochs=epochs,
+                batch_size=batch_size,
+                warmup_frac=warmup_frac,
+                patience=patience,
+                data_seed=data_seed,
+                precision=pick_precision(precision, where),
+            ),
+            metric=metric,
+            splits={"train": train_split, "dev": dev_split},
+            overwrite=overwrite,
+            device=where,
+            memory_bytes=_bytes(memory),
+            note=terminal.note,
+            progress=tracking.epochs(log, terminal.epoch_note),
+        )
+        tracking.finished(log, out)
     _print(result, as_json, terminal.show_run)
 
 
@@ -405,6 +412,7 @@ def sweep(
     memory: Memory = "4GiB",
     precision: Precision = "auto",
     scheduler: Scheduler = None,
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -412,7 +420,7 @@ def sweep(
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
     from contextlib import nullcontext
 
-    from pipeline import cluster, plot, terminal
+    from pipeline import cluster, plot, terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
     from pipeline.job import Schedule
@@ -449,7 +457,8 @@ def sweep(
         memory_bytes=_bytes(memory),
         device=str(where),
     )
-    with cluster.connect(scheduler, threads=threads) if scheduler else nullcontext() as client:
+    workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
+    with workers as client, tracking.tracked(track, out) as log:
         result = run(
             plan,
             grid,
@@ -458,6 +467,7 @@ def sweep(
             client=client,
             note=terminal.note,
             progress=terminal.stack_note,
+            finished=tracking.heads(log),
         )
     result["pictures"] = plot.save_pictures(plot.sweep_figures(result["rows"]), out)
     _print(result, as_json, terminal.show_sweep)
@@ -515,12 +525,13 @@ def tune(
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     trust_remote_code: Trust = False,
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains through the encoder: what late fusion is compared with."""
-    from pipeline import terminal
+    from pipeline import terminal, tracking
     from pipeline.device import pick_device, set_threads
     from pipeline.tuning import run as module
 
@@ -562,10 +573,15 @@ def tune(
         seed=seed,
         data_seed=data_seed,
     )
-    result = module.tune_run(
-        asked, plan, overwrite=overwrite, device=pick_device(device), progress=terminal.epoch_note
-    )
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process a device
+    first_process = os.environ.get("RANK", "0") == "0"  # torchrun starts one process a device
+    with tracking.tracked(track if first_process else None, out) as log:
+        progress = tracking.epochs(log, terminal.epoch_note)
+        result = module.tune_run(
+            asked, plan, overwrite=overwrite, device=pick_device(device), progress=progress
+        )
+        if first_process:
+            tracking.finished(log, out)
+    if first_process:
         _print(result, as_json, terminal.show_tuned)
 
 
@@ -705,9 +721,9 @@ def experiment(
 @app.command()
 def report(
     paths: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="R...", help="Runs, sweeps, experiments, analyses, or folders of them."),
-    ],
+    ] = None,
     out: Annotated[str, typer.Option(help="The page, one HTML file.")] = "report.html",
     one_table: Annotated[
         bool, typer.Option("--one-table", help="All runs in one table: they must learn one target.")

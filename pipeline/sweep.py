@@ -35,6 +35,7 @@ def sweep(
     client: Any = None,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
+    finished: Callable[[Outcome], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains every head of a grid, or those that a search picks from it.
 
@@ -46,6 +47,7 @@ def sweep(
         client: of a Dask cluster whose workers train the stacks; None trains here.
         note: takes a line of text for the user.
         progress: called after every epoch of the stacks that train together.
+        finished: called with every stack that is done, but for those that were before.
 
     Returns:
         `run`, `heads`, `results`, `seconds`, `best` (the row of the best head of each target), `rows`.
@@ -63,7 +65,7 @@ def sweep(
     source = Source.of(runner.bank, plan.splits)
     check_free_sweep(out, _asked(plan, grid, trials, runner.bank), store=source.store)
     train = runner.train if client is None else train_remotely(client, plan)
-    keeper = _Keeper(runner, folder, train)
+    keeper = _Keeper(runner, folder, train, finished)
     if trials:
         rows = search.search(trials, grid, shapes, metric_of, keeper.rows, note)
     else:
@@ -100,6 +102,7 @@ class _Keeper:
     runner: Runner
     folder: Path
     train: Train
+    finished: Callable[[Outcome], None]
 
     def rows(self, stacks: Sequence[Stack]) -> list[dict[str, Any]]:
         """The rows of the stacks' heads, from disk where they are finished."""
@@ -122,6 +125,7 @@ class _Keeper:
     def _keep(self, outcome: Outcome) -> None:
         rows = [_row(outcome, k) for k in range(len(outcome.trained))]
         self._keep_best(outcome)
+        self.finished(outcome)
         write_whole(self._file(outcome.stack), json.dumps([finite(row) for row in rows]))
         self.runner.forget(outcome.stack)
 

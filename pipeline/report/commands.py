@@ -49,8 +49,8 @@ def _train(config: Mapping[str, Any], out: str) -> str:
     chosen = {**head, "options": {**head["fusion_options"], **head["decoder_options"]}}
     return _line(
         "train", source["store"], {"target": config["target"]["name"]}, _head(chosen),
-        _rates(config["rates"], config["schedule"]), {"metric": config["metric"]}, _splits(source["splits"]),
-        {"out": out},
+        _rates(config["rates"], config["schedule"]), {"metric": config["metric"]},
+        _splits(source["splits"]), {"out": out},
     )  # fmt: skip
 
 

@@ -95,8 +95,9 @@ def _sweep(found: Sweep) -> Section:
         if sum(row["target"] == target for row in found.rows) > MAX_ROWS
     ]
     made = [one for target in targets for one in _sweep_tables(found, target)]
+    title = f"Sweep of {', '.join(targets)} ({Path(found.path).name})"
     return Section(
-        title=f"Sweep of {', '.join(targets)} ({Path(found.path).name})", kind="sweep", facts=facts, notes=tuple(notes),
+        title=title, kind="sweep", facts=facts, notes=tuple(notes),
         command=found.asked.get("command", ""), versions=_versions(found.asked.get("versions")),
         tables=tuple(made), figures=tuple(plot.sweep_figures(found.rows)),
     )  # fmt: skip
