@@ -97,9 +97,11 @@ def demo(
     """Extracts a bank of built-in data and trains six heads on it: the whole job, offline."""
     from pipeline import demo as module
     from pipeline import device, terminal
+    from pipeline.report import page as report
 
     device.set_threads(threads)
     result = module.demo(out, epochs=epochs, quick=quick, note=terminal.note, bar=terminal.extraction_bar)
+    result["report"] = report.report([f"{out}/runs"], f"{out}/report.html")["page"]
     _print(result, as_json, module.show)
 
 

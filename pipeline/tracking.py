@@ -1,9 +1,9 @@
 """Runs as TensorBoard and MLflow show them: curves, settings, scores; a sweep's heads as child runs.
 
-Behind the progress callbacks of `train` and `tune`, and what a sweep tells of a stack that is done. Imports
-neither package before one is asked for. Writes beside the run: ``tensorboard/NAME`` and ``mlflow.db`` in the
-folder that the run is in, so that runs side by side are seen together. MLflow takes another
-place from MLFLOW_TRACKING_URI.
+Behind the progress callbacks of `train` and `tune`, and what a sweep tells of a stack that is done. Neither
+package is imported before it is asked for. Writes beside the run, ``tensorboard/NAME`` and ``mlflow.db`` in
+the folder that the run is in, so that runs side by side are seen together. MLflow takes another place from
+MLFLOW_TRACKING_URI.
 """
 
 import logging

@@ -115,6 +115,12 @@ def test_nothing_of_stages_1_and_2_imports_early_fusion():
             assert not any(is_within(name, package) for package in early), f"{module} imports {name}"
 
 
+@pytest.mark.parametrize("top", ["pipeline.experiments", "pipeline.report"])
+def test_only_the_command_line_imports_what_is_at_the_top(top):
+    for module in (m for m in PACKAGES if not is_within(m, top)):
+        assert not any(is_within(name, top) for name in IMPORTS[module]), module
+
+
 def test_imports_have_no_cycle():
     graph = {m: {name for name in found if name in PACKAGES} for m, found in IMPORTS.items()}
     try:
