@@ -203,8 +203,9 @@ def heads(log: Log) -> Callable[[Outcome], None]:
             child = log.child("-".join([shape.name, *marks]))
             for line in trained.epochs:
                 child.scalars(line.epoch, _values(line))
-            asked = {"target": shape.target, "fusion": shape.fusion, "decoder": outcome.goal.spec.decoder}
-            asked |= {"batch_size": shape.batch_size, **dict(shape.options), **asdict(rates)}
+            asked: dict[str, Any] = {"target": shape.target, "fusion": shape.fusion}
+            asked |= {"decoder": outcome.goal.spec.decoder, "batch_size": shape.batch_size}
+            asked |= {**dict(shape.options), **asdict(rates)}
             parameters, _ = trained.head.n_parameters()
             scores = {"dev": trained.dev, "parameters": parameters, "seconds": outcome.seconds}
             scores |= {f"test/{name}": value for name, value in test.items()}

@@ -119,18 +119,20 @@ def test_a_run_through_the_encoder_is_tracked_too(tmp_path):
     assert found["loss"] == pytest.approx({ln["epoch"]: ln["loss"] for ln in read_record(out).lines})
 
 
-def test_a_run_that_was_cut_off_goes_on_in_mlflow(tmp_path):
+def test_a_run_that_was_cut_off_goes_on_in_mlflow(folder):
     def cut_off():
-        with tracking.tracked("mlflow", str(tmp_path / "r")) as log:
+        with tracking.tracked("mlflow", str(folder / "r")) as log:
             log.scalars(1, {"loss": 2.0})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cut_off()
-    with tracking.tracked("mlflow", str(tmp_path / "r")) as log:
+    assert runs_of(folder)["r"].info.status == "RUNNING"
+    with tracking.tracked("mlflow", str(folder / "r")) as log:
         log.scalars(2, {"loss": 1.0})
-    [run] = runs_of(tmp_path).values()
-    assert run.data.metrics == {"loss": 1.0}
+    run = runs_of(folder)["r"]
+    history = client(folder).get_metric_history(run.info.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [(1, 2.0), (2, 1.0)]
     assert run.info.status == "FINISHED"
 
 
@@ -156,9 +158,9 @@ def test_a_tracker_that_is_not_installed_is_one_line(tool, module, tmp_path, mon
     assert not (tmp_path / "r").exists()
 
 
-def test_another_place_is_taken_from_the_environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    with tracking.tracked("mlflow", str(tmp_path / "below" / "r")) as log:
+def test_another_place_is_taken_from_the_environment(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    with tracking.tracked("mlflow", str(tmp_path / "elsewhere")) as log:
         log.scalars(1, {"loss": 2.0})
-    assert list(runs_of(tmp_path)) == ["r"]
-    assert not (tmp_path / "below" / "mlflow.db").exists()
+    assert "elsewhere" in runs_of(folder)
+    assert list(tmp_path.iterdir()) == []

@@ -68,7 +68,8 @@
         row.hidden = !words.every((word) => texts[k].includes(word));
         n += !row.hidden;
       });
-      box.querySelector("output").textContent = words.length ? `${n} of ${rows.length} rows` : `${n} rows`;
+      const all = `${rows.length} row${rows.length === 1 ? "" : "s"}`;
+      box.querySelector("output").textContent = words.length ? `${n} of ${all}` : all;
     });
   }
 

@@ -300,7 +300,7 @@ def _point(run: str, method: str, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cost(target: str, metric: str, points: Sequence[Mapping[str, Any]]) -> Section:
-    rows = [row for row in points if row["dev"] is not None]
+    rows = sorted((row for row in points if row["dev"] is not None), key=lambda row: row["method"])
     titles = {"parameters": "trained parameters", "seconds": "seconds of training, of one head"}
     drawn = [
         Figure(
