@@ -199,7 +199,7 @@ def heads(log: Log) -> Callable[[Outcome], None]:
     def keep(outcome: Outcome) -> None:
         shape = outcome.stack.shape
         for rates, trained, test in zip(outcome.stack.rates, outcome.trained, outcome.test, strict=True):
-            marks = [f"{name}={value:g}" for name, value in asdict(rates).items() if value is not None]
+            marks = [f"{name}={value}" for name, value in asdict(rates).items() if value is not None]
             child = log.child("-".join([shape.name, *marks]))
             for line in trained.epochs:
                 child.scalars(line.epoch, _values(line))
