@@ -38,7 +38,7 @@ class Commands(TyperGroup):
             if not kinds & {"pipeline.errors.PipelineError", "cache.errors.CacheError"}:
                 raise
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise typer.Exit(130 if "pipeline.extract.StoppedError" in kinds else 1) from error
+            raise typer.Exit(130 if "pipeline.stage.StoppedError" in kinds else 1) from error
 
 
 app = typer.Typer(

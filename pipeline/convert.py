@@ -21,8 +21,8 @@ from cache.store import PARTIAL, local_path
 from pipeline.arrays import TORCH_DTYPES, to_float, to_numpy
 from pipeline.errors import PipelineError
 from pipeline.excerpt import Excerpt
-from pipeline.extract import Progress
 from pipeline.quantise import Quantiser
+from pipeline.stage import Progress
 from pipeline.versions import versions
 
 _NARROWER: Mapping[Keep, tuple[Keep, ...]] = {

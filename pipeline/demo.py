@@ -17,10 +17,11 @@ from pipeline.corpus import Corpus, load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate
-from pipeline.extract import Progress, extract
+from pipeline.extract import extract
 from pipeline.job import HeadRates, Schedule
 from pipeline.results import load_run
 from pipeline.run import train_run
+from pipeline.stage import Progress
 from pipeline.tokens import tokenize
 
 TARGETS = ("intent", "tags")

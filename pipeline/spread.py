@@ -23,7 +23,7 @@ from cache.plan import Part
 from pipeline import cluster
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import Stage
+from pipeline.stage import Stage
 from pipeline.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -99,7 +99,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def extraction_bar() -> Iterator[Callable[[Any], None]]:
-    """A bar on standard error; gives the function that moves it (see `pipeline.extract.Progress`)."""
+    """A bar on standard error; gives the function that moves it (see `pipeline.stage.Progress`)."""
     bar = Progress(
         TextColumn("{task.fields[split]}"),
         BarColumn(),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -160,7 +160,7 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
             room for more than the special tokens.
     """
     parts = (
-        _join_rows(_in_questions(_rows_of(tokenizer, texts, encoded), counts))
+        _in_questions(_rows_of(tokenizer, texts, encoded), counts)
         for (texts, counts), encoded in _encoded_ahead(tokenizer, map(_flat_options, batches), max_length)
     )
     with ExitStack() as files:
@@ -192,41 +192,26 @@ def _encoded_ahead(
             yield before[0], before[1].result()
 
 
-def _join_rows(rows: Sequence["_Row"]) -> Tokens:
-    """Some rows as one table: a few large arrays take much less memory than many small ones."""
-    return Tokens(
-        input_ids=_flat([row.ids for row in rows], np.int32),
-        word_id=_flat([row.word_id for row in rows], np.int32),
-        kind=_flat([row.kind for row in rows], np.uint8),
-        type_id=_flat([row.type_id for row in rows], np.uint8),
-        start=_ends([len(row.ids) for row in rows]),
-        n_words=np.array([row.n_words for row in rows], dtype=np.int32),
-        cut=np.array([row.cut for row in rows], dtype=np.int32),
-        empty=np.array([row.empty for row in rows], dtype=np.int32),
-        piece=_ends([n for row in rows for n in row.pieces]) if rows and rows[0].pieces else None,
-    )
+def _in_questions(rows: Tokens, counts: list[int]) -> Tokens:
+    """Rows of one option each joined to questions; as they are where there are no options.
 
-
-def _in_questions(rows: "list[_Row]", counts: list[int]) -> "list[_Row]":
-    """Rows of one option each joined to questions; as they are where there are no options."""
-    ends = np.cumsum(counts).tolist()
-    return [_question(rows[end - n : end]) for end, n in zip(ends, counts, strict=True)] if counts else rows
-
-
-def _question(options: "Sequence[_Row]") -> "_Row":
-    """One row of the sequences of a question; the first token of each is marked and numbered."""
-    word_id, kind = [part.word_id.copy() for part in options], [part.kind.copy() for part in options]
-    for number in range(len(options)):
-        word_id[number][0], kind[number][0] = number, Kind.OPTION
-    return _Row(
-        ids=np.concatenate([part.ids for part in options]),
-        word_id=np.concatenate(word_id),
-        kind=np.concatenate(kind),
-        type_id=np.concatenate([part.type_id for part in options]),
-        n_words=len(options),
-        cut=sum(part.cut for part in options),
-        empty=sum(part.empty for part in options),
-        pieces=tuple(len(part.ids) for part in options),
+    The first token of each option is marked and numbered.
+    """
+    if not counts:
+        return rows
+    ends = spans(np.asarray(counts))
+    word_id, kind = rows.word_id.copy(), rows.kind.copy()
+    word_id[rows.start[:-1]] = ranges(np.zeros(len(counts), dtype=np.int64), np.asarray(counts))
+    kind[rows.start[:-1]] = Kind.OPTION
+    return replace(
+        rows,
+        word_id=word_id,
+        kind=kind,
+        start=rows.start[ends],
+        n_words=np.asarray(counts, dtype=np.int32),
+        cut=np.diff(spans(rows.cut)[ends]).astype(np.int32),
+        empty=np.diff(spans(rows.empty)[ends]).astype(np.int32),
+        piece=rows.start,
     )
 
 
@@ -272,22 +257,6 @@ def _ends(lengths: Sequence[int] | ndarray) -> ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    ids: ndarray
-    word_id: ndarray
-    kind: ndarray
-    type_id: ndarray
-    n_words: int
-    cut: int
-    empty: int
-    pieces: tuple[int, ...] = ()  # tokens of each sequence, where there are several
-
-
-def _flat(arrays: Sequence[ndarray], dtype: Any) -> ndarray:
-    return np.concatenate([*arrays, np.empty(0, dtype)]).astype(dtype, copy=False)
-
-
 def _encode(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:
     words = bool(len(texts)) and not isinstance(texts[0], str)
     if words and not tokenizer.is_fast:
@@ -314,20 +283,50 @@ def encode_batch(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length
     )
 
 
-def _rows_of(tokenizer: Any, texts: Inputs, encoded: Any) -> list[_Row]:
-    words = bool(len(texts)) and not isinstance(texts[0], str)
-    rows = []
-    for i, ids in enumerate(encoded["input_ids"]):
-        types = encoded["token_type_ids"][i] if "token_type_ids" in encoded else [0] * len(ids)
-        if tokenizer.is_fast:
-            encoding = encoded.encodings[i]
-            word_ids, sequence_ids, cut = encoding.word_ids, encoding.sequence_ids, _cut_words(encoding)
-        else:
-            special = encoded["special_tokens_mask"][i]
-            word_ids = [None if s else 0 for s in special]
-            sequence_ids, cut = word_ids, set()
-        rows.append(_row(ids, types, word_ids, sequence_ids, cut, len(texts[i]) if words else None))
-    return rows
+def _rows_of(tokenizer: Any, texts: Inputs, encoded: Any) -> Tokens:
+    """What a tokenizer made of some rows, as one table; few large steps, for there are many rows."""
+    ids: Sequence[Sequence[int]] = encoded["input_ids"]
+    types: Sequence[Sequence[int]] = encoded.get("token_type_ids") or [[0] * len(row) for row in ids]
+    if tokenizer.is_fast:
+        words = [encoding.word_ids for encoding in encoded.encodings]
+        sequences = [encoding.sequence_ids for encoding in encoded.encodings]
+        cut = {i: _cut_words(e) for i, e in enumerate(encoded.encodings) if e.overflowing}
+    else:
+        words = sequences = [[None if s else 0 for s in row] for row in encoded["special_tokens_mask"]]
+        cut = {}
+    length = np.array([len(row) for row in ids], dtype=np.int64)
+    start, row = spans(length), np.repeat(np.arange(len(length)), length)
+    sequence = _flat(sequences, np.int32)
+    word = np.where(sequence < 0, -1, _flat(words, np.int32))
+    opens = np.ones(len(word), dtype=bool)
+    opens[1:] = (word[1:] != word[:-1]) | (sequence[1:] != sequence[:-1]) | (row[1:] != row[:-1])
+    kind = np.where(opens, Kind.WORD, Kind.CONTINUATION) + 2 * (sequence == 1)
+    kind[word < 0] = Kind.SPECIAL
+    own = (sequence == 0) & (word >= 0)
+    seen = np.bincount(row[own & opens], minlength=len(length))
+    last = np.full(len(length), -1, dtype=np.int64)
+    np.maximum.at(last, row[own], word[own])
+    for i, lost in cut.items():
+        first = [number for part, number in lost if part == 0]
+        seen[i] += len(first)
+        last[i] = max([last[i], *first])
+    of_words = bool(len(texts)) and not isinstance(texts[0], str)
+    total = np.array([len(text) for text in texts]) if of_words else last + 1
+    return Tokens(
+        input_ids=_flat(ids, np.int32),
+        word_id=word.astype(np.int32),
+        kind=kind.astype(np.uint8),
+        type_id=_flat(types, np.uint8),
+        start=start,
+        n_words=total.astype(np.int32),
+        cut=np.array([len(cut.get(i, ())) for i in range(len(length))], dtype=np.int32),
+        empty=(total - seen).astype(np.int32),
+    )
+
+
+def _flat(rows: Sequence[Sequence[int | None]], dtype: Any) -> ndarray:
+    """The numbers of all rows one after the other, -1 where there is none."""
+    return np.fromiter((-1 if n is None else n for row in rows for n in row), dtype)
 
 
 def _check_room(tokenizer: Any, max_length: int, *, pair: bool) -> None:
@@ -351,34 +350,6 @@ def _cut_words(encoding: Any) -> set[tuple[int, int]]:
 def _words(encoding: Any) -> set[tuple[int, int]]:
     pairs = zip(encoding.sequence_ids, encoding.word_ids, strict=True)
     return {(sequence, word) for sequence, word in pairs if None not in (sequence, word)}
-
-
-def _row(
-    ids: Sequence[int],
-    types: Sequence[int],
-    word_ids: Sequence[int | None],
-    sequence_ids: Sequence[int | None],
-    cut: Set[tuple[int, int]],
-    n_words: int | None,
-) -> _Row:
-    word = np.array([-1 if w is None else w for w in word_ids], dtype=np.int32)
-    sequence = np.array([-1 if s is None else s for s in sequence_ids], dtype=np.int32)
-    word[sequence < 0] = -1
-    opens = np.ones(len(word), dtype=bool)
-    opens[1:] = (word[1:] != word[:-1]) | (sequence[1:] != sequence[:-1])
-    kind = np.where(opens, Kind.WORD, Kind.CONTINUATION) + 2 * (sequence == 1)
-    kind[word < 0] = Kind.SPECIAL
-    seen = set(word[(sequence == 0) & (word >= 0)].tolist()) | {w for s, w in cut if s == 0}
-    total = max(seen, default=-1) + 1 if n_words is None else n_words
-    return _Row(
-        ids=np.array(ids, dtype=np.int32),
-        word_id=word,
-        kind=kind.astype(np.uint8),
-        type_id=np.array(types, dtype=np.uint8),
-        n_words=total,
-        cut=len(cut),
-        empty=total - len(seen),
-    )
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

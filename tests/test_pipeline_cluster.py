@@ -17,7 +17,8 @@ from pipeline import cluster, spread
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import Stage, extract
+from pipeline.extract import extract
+from pipeline.stage import Stage
 
 pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 

@@ -29,7 +29,8 @@ from pipeline.arrays import TORCH_DTYPES, to_numpy, to_torch
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
-from pipeline.extract import StoppedError, _tokenize, extract
+from pipeline.extract import _tokenize, extract
+from pipeline.stage import StoppedError
 
 MAX_LENGTH = 24
 

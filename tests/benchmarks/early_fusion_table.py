@@ -5,6 +5,7 @@ step; late fusions read one bank, whose extraction is counted once, spread over 
 """
 
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -38,9 +39,11 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 
 
 def subset(source: Path, folder: Path, n_train: int, n_dev: int, target: str) -> Path:
-    """The first rows of a data set, dev rows of classes that train lacks left out."""
+    """Some rows of a data set by chance, dev rows of classes that train lacks left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    train, dev = rows_of(source / "train.jsonl")[:n_train], rows_of(source / "dev.jsonl")
+    train, dev = (rows_of(source / f"{split}.jsonl") for split in ("train", "dev"))
+    random.Random(0).shuffle(train)  # the rows of massive stand by scenario
+    train = train[:n_train]
     known = {row[target] for row in train}
     kept = {"train": train, "dev": [row for row in dev if row[target] in known][:n_dev]}
     for split, rows in kept.items():

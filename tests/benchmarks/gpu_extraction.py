@@ -6,7 +6,6 @@ disk takes the same bytes in files of a chunk's size. The figure is the extracti
 `--shape tiny --device cpu` tries the script where there is no GPU.
 """
 
-import json
 import os
 import shutil
 import time
@@ -14,23 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from _common import layerbank, parser, show
+from _random_encoder import SHAPES, make_data, make_encoder, massive_lengths
 
 from cache import open_bank
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder, _pad
 from pipeline.extract import _tokenize
 from pipeline.grouping import group
-
-SHAPES = {
-    "large": {
-        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-    },
-    "tiny": {
-        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-    },
-}  # fmt: skip
 
 made = parser(__doc__)
 made.add_argument("--shape", choices=SHAPES, default="large")
@@ -40,43 +30,6 @@ made.add_argument("--lengths", type=Path)
 made.add_argument("--rows", type=int, default=11_514)
 made.add_argument("--keep", default="all")
 arguments = made.parse_args()
-
-
-def make_encoder() -> Path:
-    """A folder with random weights and a tokenizer of one token a word."""
-    folder = arguments.work / f"encoder-{arguments.shape}"
-    if not (folder / "tokenizer.json").exists():
-        specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        names = [*specials, *(f"w{i}" for i in range(30_000))]
-        tokenizer = transformers.BertTokenizer(vocab={name: i for i, name in enumerate(names)})
-        torch.manual_seed(0)
-        config = transformers.BertConfig(vocab_size=len(names), **SHAPES[arguments.shape])
-        transformers.BertModel(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
-
-
-def lengths() -> np.ndarray:
-    """Tokens of each sentence without the special ones."""
-    if arguments.lengths:
-        return np.loadtxt(arguments.lengths, dtype=np.int64)
-    from _common import encoder
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder())
-    lines = (arguments.data / "massive/en-US/train.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [" ".join(json.loads(line)["tokens"]) for line in lines]
-    return np.array([len(ids) - 2 for ids in tokenizer(texts)["input_ids"]])
-
-
-def make_data() -> Path:
-    folder = arguments.work / "gpu-data"
-    folder.mkdir(parents=True, exist_ok=True)
-    random, known = np.random.default_rng(0), lengths()
-    with (folder / "train.jsonl").open("w", encoding="utf-8") as file:
-        for length in known[np.arange(arguments.rows) % len(known)]:
-            words = [f"w{i}" for i in random.integers(0, 30_000, length)]
-            file.write(json.dumps({"tokens": words}) + "\n")
-    return folder
 
 
 def forward_s(folder: Path, model: Path, store: Path) -> float:
@@ -123,7 +76,14 @@ def disk_s(store: Path) -> float:
     return seconds
 
 
-model, folder, store = make_encoder(), make_data(), arguments.work / "gpu-bank"
+lengths = np.loadtxt(arguments.lengths, dtype=np.int64) if arguments.lengths else None
+folder = make_data(
+    arguments.work / "gpu-data",
+    {"train": arguments.rows},
+    massive_lengths(arguments.data) if lengths is None else lengths,
+)
+model = make_encoder(arguments.work / f"encoder-{arguments.shape}", arguments.shape)
+store = arguments.work / "gpu-bank"
 runs = []
 for _ in range(arguments.repeats):
     shutil.rmtree(store, ignore_errors=True)
