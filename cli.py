@@ -77,6 +77,10 @@ Scheduler = Annotated[
     str | None,
     typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
 ]
+Track = Annotated[
+    Literal["tensorboard", "mlflow"] | None,
+    typer.Option(help="Show curves, settings and scores there too; in a folder beside the run."),
+]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
 
 
@@ -93,9 +97,11 @@ def demo(
     """Extracts a bank of built-in data and trains six heads on it: the whole job, offline."""
     from pipeline import demo as module
     from pipeline import device, terminal
+    from pipeline.report import page as report
 
     device.set_threads(threads)
     result = module.demo(out, epochs=epochs, quick=quick, note=terminal.note, bar=terminal.extraction_bar)
+    result["report"] = report.report([f"{out}/runs"], f"{out}/report.html")["page"]
     _print(result, as_json, module.show)
 
 
@@ -325,42 +331,45 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     memory: Memory = "4GiB",
     precision: Precision = "auto",
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains one late-fusion head on a bank; the encoder is not needed."""
-    from pipeline import terminal
+    from pipeline import terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.job import HeadRates, Schedule
     from pipeline.run import train_run
 
     set_threads(threads)
     where = pick_device(device)
-    result = train_run(
-        store,
-        target=target,
-        out=out,
-        fusion=fusion,
-        decoder=decoder,
-        options=_settings(options, crf=crf, pooling=pooling, dropout=dropout),
-        rates=HeadRates(seed=seed, lr=lr, weight_decay=weight_decay),
-        schedule=Schedule(
-            epochs=epochs,
-            batch_size=batch_size,
-            warmup_frac=warmup_frac,
-            patience=patience,
-            data_seed=data_seed,
-            precision=pick_precision(precision, where),
-        ),
-        metric=metric,
-        splits={"train": train_split, "dev": dev_split},
-        overwrite=overwrite,
-        device=where,
-        memory_bytes=_bytes(memory),
-        note=terminal.note,
-        progress=terminal.epoch_note,
-    )
+    with tracking.tracked(track, out) as log:
+        result = train_run(
+            store,
+            target=target,
+            out=out,
+            fusion=fusion,
+            decoder=decoder,
+            options=_settings(options, crf=crf, pooling=pooling, dropout=dropout),
+            rates=HeadRates(seed=seed, lr=lr, weight_decay=weight_decay),
+            schedule=Schedule(
+                epochs=epochs,
+                batch_size=batch_size,
+                warmup_frac=warmup_frac,
+                patience=patience,
+                data_seed=data_seed,
+                precision=pick_precision(precision, where),
+            ),
+            metric=metric,
+            splits={"train": train_split, "dev": dev_split},
+            overwrite=overwrite,
+            device=where,
+            memory_bytes=_bytes(memory),
+            note=terminal.note,
+            progress=tracking.epochs(log, terminal.epoch_note),
+        )
+        tracking.finished(log, out)
     _print(result, as_json, terminal.show_run)
 
 
@@ -405,6 +414,7 @@ def sweep(
     memory: Memory = "4GiB",
     precision: Precision = "auto",
     scheduler: Scheduler = None,
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
@@ -412,7 +422,7 @@ def sweep(
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
     from contextlib import nullcontext
 
-    from pipeline import cluster, plot, terminal
+    from pipeline import cluster, plot, terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
     from pipeline.job import Schedule
@@ -449,7 +459,8 @@ def sweep(
         memory_bytes=_bytes(memory),
         device=str(where),
     )
-    with cluster.connect(scheduler, threads=threads) if scheduler else nullcontext() as client:
+    workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
+    with workers as client, tracking.tracked(track, out) as log:
         result = run(
             plan,
             grid,
@@ -458,8 +469,9 @@ def sweep(
             client=client,
             note=terminal.note,
             progress=terminal.stack_note,
+            finished=tracking.heads(log),
         )
-    result["pictures"] = plot.sweep_pictures(result["rows"], out)
+    result["pictures"] = plot.save_pictures(plot.sweep_figures(result["rows"]), out)
     _print(result, as_json, terminal.show_sweep)
 
 
@@ -515,12 +527,13 @@ def tune(
     encoder_revision: Annotated[str | None, typer.Option(help="Hub revision of the encoder.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")] = False,
     trust_remote_code: Trust = False,
+    track: Track = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Trains through the encoder: what late fusion is compared with."""
-    from pipeline import terminal
+    from pipeline import terminal, tracking
     from pipeline.device import pick_device, set_threads
     from pipeline.tuning import run as module
 
@@ -562,10 +575,15 @@ def tune(
         seed=seed,
         data_seed=data_seed,
     )
-    result = module.tune_run(
-        asked, plan, overwrite=overwrite, device=pick_device(device), progress=terminal.epoch_note
-    )
-    if os.environ.get("RANK", "0") == "0":  # torchrun starts one process a device
+    first_process = os.environ.get("RANK", "0") == "0"  # torchrun starts one process a device
+    with tracking.tracked(track if first_process else None, out) as log:
+        progress = tracking.epochs(log, terminal.epoch_note)
+        result = module.tune_run(
+            asked, plan, overwrite=overwrite, device=pick_device(device), progress=progress
+        )
+        if first_process:
+            tracking.finished(log, out)
+    if first_process:
         _print(result, as_json, terminal.show_tuned)
 
 
@@ -655,7 +673,8 @@ def compare(
 
     result = module.compare(runs)
     if out is not None:
-        result["pictures"] = plot.loss_pictures(module.curves(runs), result["target"], out)
+        figure = plot.loss_figure(module.curves(runs), result["target"])
+        result["pictures"] = plot.save_pictures([figure], out)
     _print(result, as_json, terminal.show_comparison)
 
 
@@ -752,6 +771,25 @@ def analyze(
         note=terminal.note,
     )
     _print(result, as_json, terminal.show_findings)
+
+
+@app.command()
+def report(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="R...", help="Runs, sweeps, experiments, analyses, or folders of them."),
+    ] = None,
+    out: Annotated[str, typer.Option(help="The page, one HTML file.")] = "report.html",
+    one_table: Annotated[
+        bool, typer.Option("--one-table", help="All runs in one table: they must learn one target.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Makes one self-contained page of runs, sweeps, experiments and analyses."""
+    from pipeline import terminal
+    from pipeline.report.page import report as make
+
+    _print(make(paths or [], out, one_table=one_table), as_json, terminal.show_report)
 
 
 @app.command()

@@ -34,6 +34,15 @@ def compare(paths: Sequence[str]) -> dict[str, Any]:
     records = [read_record(run) for run in find_runs(paths)]
     if not records:
         raise PipelineError("no run to compare: name run folders of 'layerbank train' or 'layerbank tune'")
+    return compare_records(records)
+
+
+def compare_records(records: Sequence[Record]) -> dict[str, Any]:
+    """What `compare` gives of runs that were read, at least one.
+
+    Raises:
+        PipelineError: they are of different targets.
+    """
     for record in records[1:]:
         _check_alike(records[0], record)
     metric = str(records[0].result["metric"])
@@ -56,7 +65,11 @@ def curves(paths: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         PipelineError: as for `compare`.
     """
-    records = [read_record(run) for run in find_runs(paths)]
+    return curves_of([read_record(run) for run in find_runs(paths)])
+
+
+def curves_of(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """What `curves` gives of runs that were read."""
     names = [record.method for record in records]
     return [
         {

@@ -167,3 +167,5 @@ def show(result: dict[str, Any]) -> None:
         "* estimate: what running the frozen encoder again in each of these epochs would add, "
         f"{again:.0f} s in all; forward only, measured on {result['sample_examples']} training examples"
     )
+    if "report" in result:
+        terminal.say(f"all of it as a page, with figures: {result['report']}")

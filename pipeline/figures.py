@@ -1,9 +1,11 @@
 """Charts: Vega-Lite specifications made with Altair, and pictures of them.
 
 One drawing library for pictures in files and for the report's page, which draws the same chart anew with
-tooltips and in the reader's colours. So a chart names no colour of text or background.
+tooltips and in the reader's colours. So a chart names no colour of text or background; `theme` has what
+both share. Series differ in shape as well as in colour.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,51 @@ Rows = Sequence[Mapping[str, Any]]
 
 WIDTH, HEIGHT = 440, 280
 """Of the area that is drawn on, in pixels; the report makes it narrower on a small screen."""
+
+# Okabe and Ito's colours, told apart by every kind of colour vision; yellow and black, which vanish on a
+# white or a black page, are replaced, and two are added for the tenth fusion.
+_COLOURS = [
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#8C6D31",
+    "#7F7F7F",
+    "#9467BD",
+]
+_COLOURS += ["#B5A000"]
+
+_GRID = {"gridColor": "#888888", "gridOpacity": 0.3}
+_TEXT = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"}
+
+
+def theme(ink: str) -> dict[str, Any]:
+    """Vega-Lite's settings of a page and of a picture alike.
+
+    Args:
+        ink: the colour of text and lines; ``currentColor`` takes that of the page.
+    """
+    marked = {"labelColor": ink, "titleColor": ink, **_TEXT}
+    return {
+        "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+        "background": None,
+        "view": {"stroke": None},
+        "axis": {"domain": False, "domainColor": ink, "tickColor": ink, "tickSize": 4, "titlePadding": 8,
+                 **_GRID, **marked},
+        "axisX": {"grid": False, "domain": True, "labelOverlap": True},
+        "axisYQuantitative": {"titleAnchor": "end", "tickCount": 6},
+        "legend": {"symbolSize": 70, "labelLimit": 260, "rowPadding": 4, **marked},
+        "title": {"anchor": "start", "fontSize": 13, "offset": 12, "color": ink},
+        "mark": {"color": _COLOURS[0]},
+        "rule": {"color": ink},
+        "range": {"category": _COLOURS, "heatmap": {"scheme": "viridis"}, "ramp": {"scheme": "viridis"}},
+    }  # fmt: skip
+
+
+PAPER = {**theme("#1a1a1a"), "background": "white", "padding": 10}
+"""The settings of a picture in a file."""
 
 
 def lines(
@@ -36,52 +83,39 @@ def lines(
     """
     import altair
 
-    scale = altair.Scale(type="log" if log_x else "linear", zero=False, nice=False)
-    shared: dict[str, Any] = {"x": altair.X(field=x, type="quantitative", title=x_title, scale=scale)}
-    if series:
-        names = list(dict.fromkeys(row[series] for row in rows))
-        shared["color"] = altair.Color(field=series, type="nominal", title=None, sort=names)
+    base = altair.Chart(_data(rows)).encode(x=_across(rows, x, x_title, log_x))
+    plain = _colour(rows, series)
+    tips = _tips(rows, series, dashed, x, y, *(band or ()))
     dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
-    rising = altair.Scale(type="log") if log_y else altair.Scale(zero=False)
-    up = altair.Y(field=y, type="quantitative", title=y_title, scale=rising)
-    base = altair.Chart(_data(rows)).encode(**shared)
-    tips = _tips(rows, series, x, y, *(band or ()))
-    layers = [base.mark_line().encode(y=up, **dashes)]
-    layers += [base.mark_point(filled=True, size=36).encode(y=up, tooltip=tips)]
+    up = _up(y, y_title, log_y)
+    layers = [base.mark_line(strokeWidth=2).encode(y=up, **dashes, **plain)]
+    marks = base.mark_point(filled=True, size=45, opacity=1)
+    layers += [marks.encode(y=up, tooltip=tips, **_marked(rows, series))]
     if band:
-        edges = {
-            "y": altair.Y(field=band[0], type="quantitative", title=y_title),
-            "y2": altair.Y2(field=band[1]),
-        }
-        layers.insert(0, base.mark_area(opacity=0.15).encode(**edges))
+        edges = {"y": _up(band[0], y_title), "y2": altair.Y2(field=band[1])}
+        layers.insert(0, base.mark_area(opacity=0.18).encode(**edges, **plain))
     return _plain(altair.layer(*layers))
 
 
 def points(
     rows: Rows, *, x: str, y: str, series: str, spread: tuple[str, str] | None = None,
-    x_title: str, y_title: str, log_x: bool = False,
+    x_title: str, y_title: str, log_x: bool = False, tips: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Points, one a row, each with its spread as a bar upwards and downwards.
 
-    Args: as for `lines`; `series` names each point, `spread` has the columns of the bar's ends.
+    Args: as for `lines`; `series` names each point, `spread` has the columns of the bar's ends, `tips` are
+        further columns that are shown of a point under the pointer.
     """
     import altair
 
-    names = list(dict.fromkeys(row[series] for row in rows))
-    scale = altair.Scale(type="log", nice=True) if log_x else altair.Scale(zero=False)
-    base = altair.Chart(_data(rows)).encode(
-        x=altair.X(field=x, type="quantitative", title=x_title, scale=scale),
-        color=altair.Color(field=series, type="nominal", title=None, sort=names),
-    )
-    up = altair.Y(field=y, type="quantitative", title=y_title, scale=altair.Scale(zero=False))
-    tips = _tips(rows, series, x, y, *(spread or ()))
-    layers = [base.mark_point(filled=True, size=60).encode(y=up, tooltip=tips)]
+    base = altair.Chart(_data(rows)).encode(x=_across(rows, x, x_title, log_x))
+    plain = _colour(rows, series)
+    shown = _tips(rows, *tips, series, x, y, *(spread or ()))
+    marks = base.mark_point(filled=True, size=80, opacity=0.9)
+    layers = [marks.encode(y=_up(y, y_title), tooltip=shown, **_marked(rows, series))]
     if spread:
-        ends = {
-            "y": altair.Y(field=spread[0], type="quantitative", title=y_title),
-            "y2": altair.Y2(field=spread[1]),
-        }
-        layers.insert(0, base.mark_rule(strokeWidth=1.5).encode(**ends))
+        ends = {"y": _up(spread[0], y_title), "y2": altair.Y2(field=spread[1])}
+        layers.insert(0, base.mark_rule(strokeWidth=1.5).encode(**ends, **plain))
     return _plain(altair.layer(*layers))
 
 
@@ -104,59 +138,157 @@ def heat(
     """
     import altair
 
+    columns, lines_ = _names(rows, x), _names(rows, y)
     base = altair.Chart(_data(rows)).encode(
-        x=altair.X(field=x, type="ordinal", title=x_title, sort=list(dict.fromkeys(r[x] for r in rows))),
-        y=altair.Y(field=y, type="ordinal", title=y_title, sort=list(dict.fromkeys(r[y] for r in rows))),
+        x=altair.X(field=x, type="ordinal", title=x_title, sort=columns, axis=_named_axis(columns)),
+        y=altair.Y(field=y, type="ordinal", title=y_title, sort=lines_),
     )
     values = [row[value] for row in rows if row[value] is not None]
     least = 0.0 if from_zero else min(values, default=0.0)
-    colour = altair.Color(
-        field=value, type="quantitative", title=value_title,
-        scale=altair.Scale(scheme="viridis", domain=[least, max(values, default=1.0)]),
-    )  # fmt: skip
+    reach = altair.Scale(domain=[least, max(values, default=1.0)])
+    colour = altair.Color(field=value, type="quantitative", title=value_title, scale=reach)
     cells = base.mark_rect().encode(color=colour, tooltip=_tips(rows, x, y, value))
+    size = {"width": _between(160, 36 * len(columns), 760), "height": _between(90, 24 * len(lines_), 760)}
     if digits is None:
-        return _plain(cells)
+        return _plain(cells, **size)
     middle = (least + max(values, default=0.0)) / 2
     ink = altair.condition(altair.datum[value] < middle, altair.value("white"), altair.value("black"))
     text = altair.Text(field=value, type="quantitative", format=f".{digits}f")
-    return _plain(altair.layer(cells, base.mark_text(fontSize=10).encode(text=text, color=ink)))
+    return _plain(altair.layer(cells, base.mark_text(fontSize=10).encode(text=text, color=ink)), **size)
 
 
 def bars(
-    rows: Rows, *, x: str, y: str, series: str | None = None, x_title: str, y_title: str
-) -> dict[str, Any]:
-    """Bars upwards, one a row, those of one name side by side by series."""
+    rows: Rows, *, x: str, y: str, series: str | None = None, spread: tuple[str, str] | None = None,
+    x_title: str, y_title: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Bars upwards, one a row, those of one name side by side by series.
+
+    Args: as for `points`; `x` names the bars.
+    """
     import altair
 
-    names = list(dict.fromkeys(row[x] for row in rows))
-    encoded: dict[str, Any] = {
-        "x": altair.X(field=x, type="nominal", title=x_title, sort=names),
-        "y": altair.Y(field=y, type="quantitative", title=y_title),
-        "tooltip": _tips(rows, x, series, y),
+    names = _names(rows, x)
+    where: dict[str, Any] = {
+        "x": altair.X(field=x, type="nominal", title=x_title, sort=names, axis=_named_axis(names))
     }
     if series:
-        order = list(dict.fromkeys(row[series] for row in rows))
-        encoded["xOffset"] = altair.XOffset(field=series, type="nominal", sort=order)
-        encoded["color"] = altair.Color(field=series, type="nominal", title=None, sort=order)
-    return _plain(altair.Chart(_data(rows)).mark_bar().encode(**encoded))
+        where["xOffset"] = altair.XOffset(field=series, type="nominal", sort=_names(rows, series))
+    base = altair.Chart(_data(rows)).encode(**where)
+    up = altair.Y(field=y, type="quantitative", title=y_title)
+    tips = _tips(rows, x, series, y, *(spread or ()))
+    layers = [base.mark_bar().encode(y=up, tooltip=tips, **_colour(rows, series))]
+    if spread:
+        ends = {
+            "y": altair.Y(field=spread[0], type="quantitative", title=y_title),
+            "y2": altair.Y2(field=spread[1]),
+        }
+        layers.append(base.mark_rule(strokeWidth=1.5).encode(**ends))
+    return _plain(altair.layer(*layers), width=_between(WIDTH, 16 * len(rows), 760))
 
 
-def svg(chart: Mapping[str, Any]) -> str:
-    """The chart as a vector picture."""
+def svg(chart: Mapping[str, Any], title: str = "") -> str:
+    """The chart as a vector picture, with a title if there is one."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(dict(chart), config=_PAPER))
+    titled = {**chart, "title": title} if title else dict(chart)
+    return str(vl_convert.vegalite_to_svg(titled, config=PAPER))
 
 
-def png(chart: Mapping[str, Any]) -> bytes:
-    """The chart as a picture of pixels, twice as many a side as the chart has."""
+def png(picture: str) -> bytes:
+    """What `svg` drew as a picture of pixels, twice as many a side as the chart has."""
     import vl_convert
 
-    return bytes(vl_convert.vegalite_to_png(dict(chart), scale=2, config=_PAPER))
+    return bytes(vl_convert.svg_to_png(picture, scale=2))
 
 
-_PAPER = {"background": "white", "view": {"stroke": None}, "axis": {"gridOpacity": 0.5}}
+def _across(rows: Rows, x: str, title: str, log: bool) -> Any:
+    import altair
+
+    if not log:
+        whole = all(isinstance(row[x], int) for row in rows)
+        marks: dict[str, Any] = {"tickMinStep": 1} if whole else {}
+        scale = altair.Scale(zero=False, nice=False, padding=12)
+        return altair.X(field=x, type="quantitative", title=title, scale=scale, axis=altair.Axis(**marks))
+    seen = [row[x] for row in rows if row[x] is not None and row[x] > 0]
+    low, high = (min(seen), max(seen)) if seen else (1, 10)
+    beside = max(1.15, (high / low) ** 0.06)
+    low, high = low / beside, high * beside
+    scale = altair.Scale(type="log", domain=[low, high], nice=False)
+    axis = altair.Axis(values=log_ticks(low, high), format="~s" if high >= 1000 else "~g")
+    return altair.X(field=x, type="quantitative", title=title, scale=scale, axis=axis)
+
+
+def log_ticks(low: int | float, high: int | float) -> list[int | float]:
+    """Round numbers between two: powers of ten, or more of each decade where those are few.
+
+    >>> log_ticks(70, 20_000), log_ticks(70, 1200), log_ticks(40, 95)
+    ([100, 1000, 10000], [100, 200, 500, 1000], [40, 60, 80])
+    """
+    if high / low < 3:  # an axis with hardly a bend
+        step = next(s for k in range(-12, 12) for s in _decade(k, (1, 2, 5)) if (high - low) / s < 5)
+        return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    ticks: list[int | float] = []
+    for digits in ((1,), (1, 2, 5)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [tick for power in powers for tick in _decade(power, digits) if low <= tick <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
+
+
+def _decade(power: int, digits: Sequence[int]) -> list[int | float]:
+    return [digit * 10**power if power >= 0 else digit / 10**-power for digit in digits]
+
+
+def _up(y: str, title: str, log: bool = False) -> Any:
+    import altair
+
+    scale = altair.Scale(type="log") if log else altair.Scale(zero=False)
+    return altair.Y(field=y, type="quantitative", title=title, scale=scale)
+
+
+def _colour(rows: Rows, series: str | None) -> dict[str, Any]:
+    import altair
+
+    return (
+        {}
+        if series is None
+        else {"color": altair.Color(**_series(rows, series), legend=altair.Legend(symbolOpacity=1))}
+    )
+
+
+def _marked(rows: Rows, series: str | None) -> dict[str, Any]:
+    """Colour and shape together."""
+    import altair
+
+    if series is None:
+        return {}
+    return {**_colour(rows, series), "shape": altair.Shape(**_series(rows, series))}
+
+
+def _series(rows: Rows, series: str) -> dict[str, Any]:
+    """Of colour and shape alike: only where the domains are written out do their legends become one."""
+    import altair
+
+    names = _names(rows, series)
+    return {"field": series, "type": "nominal", "title": None, "scale": altair.Scale(domain=names)}
+
+
+def _names(rows: Rows, column: str) -> list[Any]:
+    return list(dict.fromkeys(row[column] for row in rows))
+
+
+def _named_axis(names: Sequence[Any]) -> Any:
+    """Names below a chart: level where all are short, else slanted."""
+    import altair
+
+    room = 360 / max(1, len(names))  # pixels of each name
+    level = max((len(str(name)) for name in names), default=0) * 6 < room
+    return altair.Axis(labelAngle=0 if level else -40, labelLimit=160, labelOverlap=False)
+
+
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))
 
 
 def _data(rows: Rows) -> Any:
@@ -179,8 +311,8 @@ def _tips(rows: Rows, *names: str | None) -> list[Any]:
     return found
 
 
-def _plain(chart: Any) -> dict[str, Any]:
+def _plain(chart: Any, width: int = WIDTH, height: int = HEIGHT) -> dict[str, Any]:
     """The specification as JSON has it, without Altair's own colours."""
-    made = dict(chart.properties(width=WIDTH, height=HEIGHT).to_dict())
+    made = dict(chart.properties(width=width, height=height).to_dict())
     made.pop("config", None)
     return made

@@ -8,8 +8,6 @@
 import csv
 import io
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any, Literal
 from pipeline import figures
 from pipeline.errors import PipelineError
 from pipeline.results import finite, read_json, write_whole
-from pipeline.versions import versions
+from pipeline.versions import made_by
 
 FINDINGS = "findings.json"
 Cell = str | int | float | bool | None
@@ -83,24 +81,44 @@ def save(findings: Findings, out: str) -> list[str]:
     """
     folder = Path(out)
     (folder / FINDINGS).unlink(missing_ok=True)
-    files: dict[Path, str | bytes] = {}
+    files: dict[Path, str] = {}
     for table in findings.tables:
         stem = folder / "tables" / table.name
         files[stem.with_name(f"{stem.name}.json")] = _text(asdict(table))
         files[stem.with_name(f"{stem.name}.csv")] = as_csv(table)
         files[stem.with_name(f"{stem.name}.tex")] = as_latex(table)
     for figure in findings.figures:
-        stem = folder / "figures" / figure.name
-        files[stem.with_name(f"{stem.name}.json")] = _text(asdict(figure))
-        files[stem.with_name(f"{stem.name}.svg")] = figures.svg(figure.chart)
-        files[stem.with_name(f"{stem.name}.png")] = figures.png(figure.chart)
+        files[folder / "figures" / f"{figure.name}.json"] = _text(asdict(figure))
     for path, content in files.items():
-        _write(path, content)
+        write_whole(path, content)
+    pictures = [
+        path for figure in findings.figures for path in save_figure(figure, str(folder / "figures"))
+    ]
     rest = {key: value for key, value in asdict(findings).items() if key not in ("tables", "figures")}
     rest |= {"tables": [t.name for t in findings.tables], "figures": [f.name for f in findings.figures]}
-    rest |= {"command": command_line(), "versions": versions()}
+    rest |= made_by()
     write_whole(folder / FINDINGS, _text(rest))
-    return [str(path) for path in (*files, folder / FINDINGS)]
+    return [*map(str, files), *pictures, str(folder / FINDINGS)]
+
+
+def save_figure(figure: Figure, folder: str) -> list[str]:
+    """Draws a figure, with its title, into ``NAME.svg`` and ``NAME.png``.
+
+    Returns:
+        The files written.
+
+    Raises:
+        PipelineError: the disk refuses.
+    """
+    stem = Path(folder, figure.name)
+    drawn = figures.svg(figure.chart, figure.title)
+    vector, pixels = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
+    write_whole(vector, drawn)
+    try:
+        pixels.write_bytes(figures.png(drawn))
+    except OSError as error:
+        raise PipelineError(f"{pixels} cannot be written: {error}") from error
+    return [str(vector), str(pixels)]
 
 
 def load(path: str) -> tuple[Findings, dict[str, Any]]:
@@ -158,11 +176,6 @@ def shown(value: Cell, digits: int | None) -> str:
     return f"{value:,}"
 
 
-def command_line() -> str:
-    """The command that is running, as one types it."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def _numeric(table: Table, column: Column) -> bool:
     values = [row.get(column.name) for row in table.rows]
     return all(isinstance(value, int | float) for value in values if value is not None)
@@ -184,13 +197,3 @@ def _table(values: Mapping[str, Any]) -> Table:
     columns: Sequence[Mapping[str, Any]] = values["columns"]
     made = {**values, "columns": tuple(Column(**column) for column in columns)}
     return Table(**{**made, "rows": tuple(values["rows"])})
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    if isinstance(content, str):
-        return write_whole(path, content)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise PipelineError(f"{path} cannot be written: {error}") from error

@@ -26,6 +26,7 @@ class Record:
     encoder: str
     store: str | None  # bank that a head reads
     bank: str | None  # its fingerprint
+    config: dict[str, Any]  # of ``config.json``
     result: dict[str, Any]  # of ``result.json``
     lines: list[dict[str, Any]]  # of ``metrics.jsonl``, one an epoch
 
@@ -105,6 +106,7 @@ def _record(
         encoder=source["encoder"]["name"],
         store=source.get("store"),
         bank=source.get("fingerprint"),
+        config=dict(config),
         result=result,
         lines=lines,
     )

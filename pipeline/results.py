@@ -26,7 +26,7 @@ from pipeline.attentions import Attentions
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Schedule, Trained
-from pipeline.versions import versions
+from pipeline.versions import made_by
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
 SWEEP = "sweep.json"
@@ -148,7 +148,7 @@ def save_run(
         "head": job.spec.to_json(),
         "rates": asdict(rates),
         "schedule": asdict(schedule),
-        "versions": versions(),
+        **made_by(),
     }
     path = Path(out).absolute()
     partial = path.with_name(f"{path.name}{_PARTIAL}{os.getpid()}")
@@ -317,8 +317,13 @@ def write_whole(path: Path, text: str) -> None:
         raise PipelineError(f"{path} cannot be written: {error}") from error
 
 
-def check_free_sweep(out: str, asked: Mapping[str, Any]) -> None:
+def check_free_sweep(out: str, asked: Mapping[str, Any], *, store: str) -> None:
     """Makes a sweep's folder, or checks that the one there is of the same sweep.
+
+    Args:
+        out: the folder.
+        asked: what decides the results.
+        store: where the bank lies, for the record.
 
     Raises:
         PipelineError: the folder holds something else.
@@ -334,4 +339,4 @@ def check_free_sweep(out: str, asked: Mapping[str, Any]) -> None:
             )
         return
     check_free(out, overwrite=False)
-    write_whole(config, json.dumps(dict(asked), indent=2) + "\n")
+    write_whole(config, json.dumps({**asked, **made_by(), "store": store}, indent=2) + "\n")

@@ -18,7 +18,7 @@ from cache import Bank, JoinedBank
 from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
-from pipeline.results import RESULT, check_free_sweep, finite, save_run, write_whole
+from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
 from pipeline.runner import Note, Outcome, Plan, Runner, train_remotely
 from pipeline.train import Progress
 
@@ -36,6 +36,7 @@ def sweep(
     keep_heads: bool = True,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
+    finished: Callable[[Outcome], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains every head of a grid, or those that a search picks from it.
 
@@ -48,6 +49,7 @@ def sweep(
         keep_heads: whether the best head of each shape is left as a run folder.
         note: takes a line of text for the user.
         progress: called after every epoch of the stacks that train together.
+        finished: called with every stack that is done, but for those that were before.
 
     Returns:
         `run`, `heads`, `results`, `seconds`, `best` (the row of the best head of each target), `rows`.
@@ -62,9 +64,10 @@ def sweep(
     shapes = grid.shapes(runner.bank, plan.splits["train"])
     stacks = search.extremes(grid, shapes) if trials else grid.stacks(shapes)
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
-    check_free_sweep(out, _asked(plan, grid, trials, runner.bank))
+    source = Source.of(runner.bank, plan.splits)
+    check_free_sweep(out, _asked(plan, grid, trials, runner.bank), store=source.store)
     train = runner.train if client is None else train_remotely(client, plan)
-    keeper = _Keeper(runner, folder, train, keep_heads)
+    keeper = _Keeper(runner, folder, train, keep_heads, finished)
     if trials:
         rows = search.search(trials, grid, shapes, metric_of, keeper.rows, note)
     else:
@@ -106,6 +109,7 @@ class _Keeper:
     folder: Path
     train: Train
     keep_heads: bool
+    finished: Callable[[Outcome], None]
 
     def rows(self, stacks: Sequence[Stack]) -> list[dict[str, Any]]:
         """The rows of the stacks' heads, from disk where they are finished."""
@@ -129,6 +133,7 @@ class _Keeper:
         rows = [_row(outcome, k) for k in range(len(outcome.trained))]
         if self.keep_heads:
             self._keep_best(outcome)
+        self.finished(outcome)
         write_whole(self._file(outcome.stack), json.dumps([finite(row) for row in rows]))
         self.runner.forget(outcome.stack)
 

@@ -428,6 +428,13 @@ def show_findings(result: Mapping[str, Any]) -> None:
     say(f"{result['seconds']:.1f} s: tables and figures are in {result['out']}")
 
 
+def show_report(result: Mapping[str, Any]) -> None:
+    """Where a report is, and what it tells of."""
+    names = ("findings", "sweeps", "runs", "tables", "figures")
+    counts = ", ".join(f"{result[name]} {name}" for name in names if result[name])
+    say(f"{result['page']}: {counts}, {size(result['bytes'])}")
+
+
 _SHOWN_ROWS = 40
 """Of a table; its file has all."""
 

@@ -124,6 +124,12 @@ def test_only_experiments_and_the_command_line_import_analyses():
             assert not is_within(name, "pipeline.analysis"), f"{module} imports {name}"
 
 
+@pytest.mark.parametrize("top", ["pipeline.experiments", "pipeline.report"])
+def test_only_the_command_line_imports_what_is_at_the_top(top):
+    for module in (m for m in PACKAGES if not is_within(m, top)):
+        assert not any(is_within(name, top) for name in IMPORTS[module]), module
+
+
 def test_imports_have_no_cycle():
     graph = {m: {name for name in found if name in PACKAGES} for m, found in IMPORTS.items()}
     try:

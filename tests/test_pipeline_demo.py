@@ -149,6 +149,7 @@ def test_quick_demo_of_the_command_line_runs_offline(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     monkeypatch.chdir(tmp_path)
+    assert Path(result["report"]).stat().st_size > 10**5
     check(result)
     assert max(head["dev"] for head in result["heads"]) > 20
     rows = read_file(tmp_path / "d" / "data-quick" / "train.jsonl")

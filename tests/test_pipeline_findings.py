@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 
@@ -43,9 +44,22 @@ def findings() -> Findings:
     )  # fmt: skip
 
 
-def test_what_is_saved_is_loaded_again(tmp_path):
-    files = save(findings(), str(tmp_path / "out"))
-    back, made_by = load(str(tmp_path / "out"))
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder of findings and its files; drawn once, as pictures take long."""
+    out = tmp_path_factory.mktemp("findings") / "out"
+    return out, save(findings(), str(out))
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """A copy that may be changed."""
+    return shutil.copytree(saved[0], tmp_path / "copy")
+
+
+def test_what_is_saved_is_loaded_again(saved):
+    out, files = saved
+    back, made_by = load(str(out))
     assert back == findings()
     assert set(made_by) == {"command", "versions"}
     assert made_by["versions"]["layerbank"]
@@ -53,27 +67,25 @@ def test_what_is_saved_is_loaded_again(tmp_path):
     assert kinds == {"json", "csv", "tex", "svg", "png"}
 
 
-def test_pictures_are_drawn_with_what_the_chart_says(tmp_path):
+def test_pictures_are_drawn_with_what_the_chart_says():
     chart = figures.bars([{"x": "an axis entry", "y": 1.0}], x="x", y="y", x_title="", y_title="score, %")
     picture = figures.svg(chart)
     assert "an axis entry" in picture
     assert "score, %" in picture
-    assert figures.png(chart)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert figures.png(picture)[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_findings_cut_off_while_written_are_none(tmp_path):
-    save(findings(), str(tmp_path))
-    (tmp_path / "findings.json").unlink()
+def test_findings_cut_off_while_written_are_none(damaged):
+    (damaged / "findings.json").unlink()
     with pytest.raises(PipelineError, match="holds no findings"):
-        load(str(tmp_path))
+        load(str(damaged))
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"tables": 3}'])
-def test_a_damaged_file_is_named(tmp_path, damage):
-    save(findings(), str(tmp_path))
-    (tmp_path / "tables" / "scores.json").write_text(damage, encoding="utf-8")
-    with pytest.raises(PipelineError, match=str(tmp_path)):
-        load(str(tmp_path))
+def test_a_damaged_file_is_named(damaged, damage):
+    (damaged / "tables" / "scores.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(PipelineError, match=str(damaged)):
+        load(str(damaged))
 
 
 def test_csv_holds_every_digit():
@@ -94,3 +106,15 @@ def test_a_chart_is_plain_json_and_names_no_colour():
         text = json.dumps(figure.chart)
         assert "config" not in figure.chart
         assert "#" not in text
+
+
+def test_a_picture_has_its_title(saved):
+    assert ">lines<" in (saved[0] / "figures" / "lines.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("low", "high"), [(3, 4), (90_000, 130_000), (0.02, 0.9), (5, 5e7), (1, 10)])
+def test_a_logarithmic_axis_has_ticks_that_are_between_its_ends(low, high):
+    ticks = figures.log_ticks(low, high)
+    assert all(low <= tick <= high for tick in ticks)
+    assert ticks == sorted(ticks)
+    assert 2 <= len(ticks) <= 12 or high / low < 2

@@ -308,5 +308,5 @@ def test_what_dead_processes_left_is_cleared_and_what_living_ones_write_is_not(t
 def test_a_damaged_sweep_file_is_told_in_one_line(tmp_path, content):
     (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(PipelineError, match=r"sweep.json is damaged") as error:
-        results.check_free_sweep(str(tmp_path), {"a": 1})
+        results.check_free_sweep(str(tmp_path), {"a": 1}, store="bank")
     assert "\n" not in str(error.value)

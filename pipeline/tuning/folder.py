@@ -24,7 +24,7 @@ from cache import EncoderRecord
 from pipeline.errors import PipelineError
 from pipeline.head import HeadSpec
 from pipeline.results import ATTENTIONS, check_free, finite
-from pipeline.versions import versions
+from pipeline.versions import made_by
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "tuned.safetensors", "metrics.jsonl", "result.json"
 PROMPT = "prompt.safetensors"
@@ -109,7 +109,7 @@ def save(
     draft = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         draft.mkdir(parents=True)
-        _write_json(draft / CONFIG, {**config, "versions": versions()})
+        _write_json(draft / CONFIG, {**config, **made_by()})
         safetensors.torch.save_file(_plain(weights), str(draft / WEIGHTS))
         for name, (tensors, metadata) in further.items():
             safetensors.torch.save_file(_plain(tensors), str(draft / name), metadata=metadata)

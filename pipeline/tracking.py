@@ -1,0 +1,229 @@
+"""Runs as TensorBoard and MLflow show them: curves, settings, scores; a sweep's heads as child runs.
+
+Behind the progress callbacks of `train` and `tune`, and what a sweep tells of a stack that is done. Neither
+package is imported before it is asked for. Writes beside the run, ``tensorboard/NAME`` and ``mlflow.db`` in
+the folder that the run is in, so that runs side by side are seen together. MLflow takes another place from
+MLFLOW_TRACKING_URI.
+"""
+
+import logging
+import math
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.errors import PipelineError
+from pipeline.records import read_record
+from pipeline.runner import Outcome
+
+Tool = Literal["tensorboard", "mlflow"]
+EXPERIMENT = "layerbank"
+"""MLflow's name for what all runs belong to."""
+
+
+class Log(ABC):
+    """One run as a tracker has it."""
+
+    @abstractmethod
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the values of an epoch."""
+
+    @abstractmethod
+    def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Takes what was asked, and what came out in the end."""
+
+    @abstractmethod
+    def child(self, name: str) -> "Log":
+        """A run below this one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Marks the run as finished."""
+
+
+class _Nothing(Log):
+    """Where nothing is tracked."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        pass
+
+    def child(self, name: str) -> Log:
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+class _TensorBoard(Log):
+    """A folder of event files; a child is a folder in it."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = folder
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in values.items()}
+        self._writer.add_hparams(plain, {f"best/{n}": v for n, v in scores.items()}, run_name=".")
+
+    def child(self, name: str) -> Log:
+        return _TensorBoard(self._folder / name)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _MLflow(Log):
+    """A run of MLflow. One of the same folder that did not finish goes on."""
+
+    def __init__(self, client: Any, name: str, tags: Mapping[str, str]) -> None:
+        self._client = client
+        known = client.get_experiment_by_name(EXPERIMENT)
+        self._experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
+        asked = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in tags.items())
+        asked += f" and attributes.run_name = '{_quoted(name)}' and attributes.status != 'FINISHED'"
+        found = client.search_runs([self._experiment], filter_string=asked, max_results=1)
+        run = found[0] if found else client.create_run(self._experiment, run_name=name, tags=dict(tags))
+        self._id = run.info.run_id
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._id, name, value, step=step)
+
+    def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._client.log_param(self._id, name, value)
+        for name, value in scores.items():
+            self._client.log_metric(self._id, f"best/{name}", value)
+
+    def child(self, name: str) -> Log:
+        return _MLflow(self._client, name, {"mlflow.parentRunId": self._id})
+
+    def close(self) -> None:
+        self._client.set_terminated(self._id)
+
+
+def _quoted(text: str) -> str:
+    return text.replace("'", "_")
+
+
+@contextmanager
+def tracked(tool: Tool | None, out: str) -> Iterator[Log]:
+    """A log for a run; it counts as finished where no error leaves the context.
+
+    Args:
+        tool: the tracker; None tracks nothing.
+        out: folder of the run, which need not be there yet.
+
+    Raises:
+        PipelineError: the tracker's package is not installed.
+    """
+    if tool is None:
+        yield _Nothing()
+        return
+    with warnings.catch_warnings():
+        for kind in (DeprecationWarning, FutureWarning):  # among the trackers' own dependencies
+            warnings.simplefilter("ignore", kind)
+        log = _open(tool, Path(out).absolute())
+        yield log
+        log.close()
+
+
+def _open(tool: Tool, out: Path) -> Log:
+    try:
+        if tool == "tensorboard":
+            return _TensorBoard(out.parent / "tensorboard" / out.name)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no request that was not asked for
+        for name in ("mlflow", "alembic"):  # each table that is made would be told of
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow.tracking import MlflowClient
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
+        return _MLflow(MlflowClient(tracking_uri=uri), out.name, {"layerbank.out": str(out)})
+    except ImportError as error:
+        raise PipelineError(f"--track {tool} needs the extra: pip install 'layerbank[{tool}]'") from error
+
+
+def epochs(log: Log, shown: Callable[[int, Sequence[Any]], None]) -> Callable[[int, Sequence[Any]], None]:
+    """What a run calls after every epoch: tracks its line, then shows it.
+
+    Args:
+        log: of a run of one head.
+        shown: what else is to be called.
+    """
+
+    def progress(epoch: int, lines: Sequence[Any]) -> None:
+        for line in lines:
+            log.scalars(epoch, _values(line))
+        shown(epoch, lines)
+
+    return progress
+
+
+def finished(log: Log, out: str) -> None:
+    """Tracks the settings and the scores of a run folder of `train` or `tune`.
+
+    Raises:
+        PipelineError: the folder is not whole.
+    """
+    if isinstance(log, _Nothing):
+        return
+    record = read_record(Path(out))
+    config = record.config
+    asked = {**config.get("rates", {}), **config.get("schedule", {}), **config.get("plan", {})}
+    named = {"method": record.method, "decoder": record.result["decoder"], "target": record.target}
+    log.settings({**named, **asked, "command": config.get("command", "")}, _scores(record.result))
+
+
+def heads(log: Log) -> Callable[[Outcome], None]:
+    """What a sweep calls with a stack that is done: every head becomes a child run.
+
+    Args:
+        log: of the sweep.
+    """
+
+    def keep(outcome: Outcome) -> None:
+        shape = outcome.stack.shape
+        for rates, trained, test in zip(outcome.stack.rates, outcome.trained, outcome.test, strict=True):
+            marks = [f"{name}={value}" for name, value in asdict(rates).items() if value is not None]
+            child = log.child("-".join([shape.name, *marks]))
+            for line in trained.epochs:
+                child.scalars(line.epoch, _values(line))
+            asked: dict[str, Any] = {"target": shape.target, "fusion": shape.fusion}
+            asked |= {"decoder": outcome.goal.spec.decoder, "batch_size": shape.batch_size}
+            asked |= {**dict(shape.options), **asdict(rates)}
+            parameters, _ = trained.head.n_parameters()
+            scores = {"dev": trained.dev, "parameters": parameters, "seconds": outcome.seconds}
+            scores |= {f"test/{name}": value for name, value in test.items()}
+            child.settings({**asked, "status": trained.status}, _finite(scores))
+            child.close()
+
+    return keep
+
+
+def _values(line: Any) -> dict[str, float]:
+    """The scalars of an epoch's line."""
+    scores = {f"dev/{name}": value for name, value in line.dev.items()}
+    return _finite({"loss": line.loss, "lr": line.lr, "seconds": line.seconds, **scores})
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, float]:
+    return _finite({name: result[name] for name in ("dev", "parameters", "seconds")})
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, float]:
+    return {n: float(v) for n, v in values.items() if v is not None and math.isfinite(v)}
