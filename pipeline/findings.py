@@ -66,7 +66,7 @@ class Findings:
     figures: tuple[Figure, ...] = ()
 
 
-def save(findings: Findings, out: str) -> list[str]:
+def save(findings: Findings, out: str) -> dict[str, Any]:
     """Writes findings into a folder, which may hold other files; older findings there are replaced.
 
     Args:
@@ -74,7 +74,7 @@ def save(findings: Findings, out: str) -> list[str]:
         out: the folder; made where it is not there.
 
     Returns:
-        The files written.
+        `out`, `name`, `title`, `seconds`, `notes`, `tables` (each with title, columns and rows), `files`.
 
     Raises:
         PipelineError: the disk refuses.
@@ -98,7 +98,15 @@ def save(findings: Findings, out: str) -> list[str]:
     rest |= {"tables": [t.name for t in findings.tables], "figures": [f.name for f in findings.figures]}
     rest |= made_by()
     write_whole(folder / FINDINGS, _text(rest))
-    return [*map(str, files), *pictures, str(folder / FINDINGS)]
+    return {
+        "out": out,
+        "name": findings.name,
+        "title": findings.title,
+        "seconds": findings.seconds,
+        "notes": list(findings.notes),
+        "tables": [finite(asdict(table)) for table in findings.tables],
+        "files": [*map(str, files), *pictures, str(folder / FINDINGS)],
+    }
 
 
 def save_figure(figure: Figure, folder: str) -> list[str]:

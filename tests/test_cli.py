@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
     *("demo", "extract", "plan", "convert", "remove", "label", "train", "sweep", "evaluate"),
     *("predict", "compare", "inspect", "verify", "list", "tune"),
-    *("experiment", "analyze"),
+    *("experiment", "analyze", "report"),
 ]
 COLUMNS = ["tokens", "tags", "intent", "score"]
 HEAVY = ["torch", "transformers", "zarr", "numpy", "datasets", "dask", "pyarrow", "rich.table"]
@@ -336,6 +336,9 @@ def test_hyper_parameters_and_flags_reach_the_head(work):
         "data_seed": 8,
         "precision": config["schedule"]["precision"],  # by the device
         "rungs": [],
+        "warmup_steps": None,
+        "decay": True,
+        "dev_epochs": [],
     }
     assert config["head"]["layers"] == [2]
     assert config["source"]["splits"] == {"train": "train", "dev": "test"}

@@ -48,7 +48,7 @@ def findings() -> Findings:
 def saved(tmp_path_factory):
     """A folder of findings and its files; drawn once, as pictures take long."""
     out = tmp_path_factory.mktemp("findings") / "out"
-    return out, save(findings(), str(out))
+    return out, save(findings(), str(out))["files"]
 
 
 @pytest.fixture

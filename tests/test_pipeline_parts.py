@@ -161,7 +161,7 @@ def test_an_unknown_option_offers_the_nearest():
         parts.options(parts.load("fusion", "attention"), {"layernorm": "true"})
     assert (
         one_line(error)
-        == "attention has no option 'layernorm'; did you mean 'layer_norm'? known: layer_norm"
+        == "attention has no option 'layernorm'; did you mean 'layer_norm'? known: layer_norm, sources"
     )
 
 

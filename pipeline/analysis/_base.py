@@ -4,14 +4,13 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline import parts
 from pipeline.analysis._material import Material, gather, weightless
 from pipeline.errors import PipelineError
 from pipeline.findings import Figure, Findings, Table, save
-from pipeline.results import finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +89,7 @@ def analyze(paths: Sequence[str], *, out: str, what: Sequence[str] = (), **choic
         tables=tuple(table for answer in answers for table in answer.tables),
         figures=tuple(figure for answer in answers for figure in answer.figures),
     )
-    files = save(findings, out)
-    return {
-        "out": out,
-        "name": findings.name,
-        "title": findings.title,
-        "what": list(asked),
-        "seconds": findings.seconds,
-        "notes": list(findings.notes),
-        "tables": [finite(asdict(table)) for table in findings.tables],
-        "files": files,
-    }
+    return {**save(findings, out), "what": list(asked)}
 
 
 def file_name(*names: str) -> str:

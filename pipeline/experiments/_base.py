@@ -20,7 +20,7 @@ from pipeline.extract import Extraction, extract
 from pipeline.findings import Findings, save
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Precision, Schedule
-from pipeline.results import RESULT, finite
+from pipeline.results import RESULT
 from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
@@ -227,20 +227,11 @@ def perform(name: str, options: Mapping[str, Any], lab: Lab) -> dict[str, Any]:
         lab: what it works with.
 
     Returns:
-        `out`, `name`, `title`, `seconds`, `notes`, `tables` (each with title, columns and rows), `files`.
+        As `pipeline.findings.save`.
 
     Raises:
         PipelineError: there is no such experiment or option, or the data do not fit it.
     """
     part = parts.load("experiment", name.replace("-", "_"))
     findings = part(**parts.options(part, options)).run(lab)
-    files = save(findings, str(lab.out))
-    return {
-        "out": str(lab.out),
-        "name": findings.name,
-        "title": findings.title,
-        "seconds": findings.seconds,
-        "notes": list(findings.notes),
-        "tables": [finite(asdict(table)) for table in findings.tables],
-        "files": files,
-    }
+    return save(findings, str(lab.out))
