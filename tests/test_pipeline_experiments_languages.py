@@ -100,7 +100,7 @@ def test_a_frozen_query_is_that_of_the_source_s_best_head(made, tmp_path, monkey
     result = run(made, "frozen-fusion", tmp_path / "out", languages=("aa", "cc"), source="aa")
     lines = {(row["language"], row["query"]): row for row in rows_of(result)}
     own, frozen = lines["cc", "its own"], lines["cc", "frozen"]
-    assert frozen["distance"] == pytest.approx(own["test"] - frozen["test"])
+    assert frozen["difference"] == pytest.approx(frozen["test"] - own["test"])
     assert set(lines) == {("aa", "its own")} | {
         ("cc", query) for query in ("its own", "frozen", "none, the mean of the layers")
     }

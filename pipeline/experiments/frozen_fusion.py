@@ -57,7 +57,7 @@ class FrozenFusion(Experiment):
                 if data.name != source:
                     rows += self._in_language(lab, data, stores[data.name], target, source)
         lines = [line for some in groups(summary(rows, "target", "language", "query"), "target", "language")
-                 for line in _with_distance(some)]  # fmt: skip
+                 for line in _with_difference(some)]  # fmt: skip
         return Findings(
             kind="experiment",
             name="frozen-fusion",
@@ -107,27 +107,28 @@ _COLUMNS = (
     Column(name="dev_sd", title="± sd", digits=2),
     Column(name="test", title="test, mean", digits=2),
     Column(name="test_sd", title="± sd", digits=2),
-    Column(name="distance", title="below its own", digits=2),
+    Column(name="difference", title="from its own", digits=2),
 )
 
 
-def _with_distance(lines: Sequence[Row]) -> list[dict[str, Any]]:
-    """The lines of one language, each with how far it is below training in the language."""
+def _with_difference(lines: Sequence[Row]) -> list[dict[str, Any]]:
+    """The lines of one language, each with its difference from training in the language."""
     own = next(score_of(line) for line in lines if line["query"] == OWN)
     found = []
     for line in lines:
         score = score_of(line)
-        found.append({**line, "distance": None if own is None or score is None else own - score})
+        found.append({**line, "difference": None if own is None or score is None else score - own})
     return found
 
 
 def _note(line: Row, source: str) -> str:
     where = f"{line['target']} of {line['language']}"
-    if line["distance"] is None:
+    difference = line["difference"]
+    if difference is None:
         return f"{where}: no score"
-    verb = "within" if line["distance"] <= BAR else "not within"
+    verb = "within" if difference >= -BAR else "not within"
     return (
-        f"{where}: with the query of {source} frozen {score_of(line):.2f}, {line['distance']:+.2f} below "
+        f"{where}: with the query of {source} frozen {score_of(line):.2f}, {difference:+.2f} from training "
         f"its own, {verb} {BAR}"
     )
 
