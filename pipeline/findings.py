@@ -80,7 +80,7 @@ def save(findings: Findings, out: str) -> dict[str, Any]:
         PipelineError: the disk refuses.
     """
     folder = Path(out)
-    (folder / FINDINGS).unlink(missing_ok=True)
+    _remove_older(folder)
     files: dict[Path, str] = {}
     for table in findings.tables:
         stem = folder / "tables" / table.name
@@ -107,6 +107,18 @@ def save(findings: Findings, out: str) -> dict[str, Any]:
         "tables": [finite(asdict(table)) for table in findings.tables],
         "files": [*map(str, files), *pictures, str(folder / FINDINGS)],
     }
+
+
+def _remove_older(folder: Path) -> None:
+    """Removes findings that are there, with the files that they name."""
+    if not (folder / FINDINGS).is_file():
+        return
+    older = read_json(folder / FINDINGS)
+    (folder / FINDINGS).unlink()
+    for kind, suffixes in (("tables", ("json", "csv", "tex")), ("figures", ("json", "svg", "png"))):
+        for name in older.get(kind, ()):
+            for suffix in suffixes:
+                (folder / kind / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def save_figure(figure: Figure, folder: str) -> list[str]:

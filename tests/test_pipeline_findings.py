@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -118,3 +119,14 @@ def test_a_logarithmic_axis_has_ticks_that_are_between_its_ends(low, high):
     assert all(low <= tick <= high for tick in ticks)
     assert ticks == sorted(ticks)
     assert 2 <= len(ticks) <= 12 or high / low < 2
+
+
+def test_files_of_older_findings_are_removed(tmp_path):
+    save(findings(), str(tmp_path))
+    (tmp_path / "tables" / "mine.csv").write_text("a\n", encoding="utf-8")
+    other = replace(findings(), tables=(replace(TABLE, name="others"),), figures=())
+    save(other, str(tmp_path))
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        "others.json", "others.csv", "others.tex", "mine.csv",
+    }  # fmt: skip
+    assert not list((tmp_path / "figures").iterdir())

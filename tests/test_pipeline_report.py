@@ -18,6 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.findings import Column, Figure, Findings, Table, save
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule
+from pipeline.report import commands
 from pipeline.report.page import report
 from pipeline.report.sections import sections
 from pipeline.report.sources import find
@@ -242,3 +243,23 @@ def test_an_encoder_or_a_bank_on_the_way_is_no_run(work, tmp_path):
     (tmp_path / "encoder" / "config.json").write_text("{}")
     shutil.copytree(work / "runs" / "tuned", tmp_path / "tuned")
     assert [Path(run.path).name for run in find([str(tmp_path)]).runs] == ["tuned"]
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"train_on": [{"store": "b", "share": 0.05}]},
+        {"depth": 2},
+        {"schedule": {"epochs": 100, "decay": False, "warmup_steps": 20, "dev_epochs": [25]}},
+        {"schedule": {"epochs": 8, "rungs": [1, 2]}},
+    ],
+)
+def test_a_head_that_train_cannot_make_gets_the_command_of_all(special):
+    row = {
+        "target": "tags", "fusion": "attention", "decoder": "tagger", "options": "{}", "batch_size": 32,
+        "metric": "f1", "seed": 0, "lr": 1e-3, "weight_decay": 0.01, "dropout": None,
+    }  # fmt: skip
+    usual = {"schedule": {"epochs": 8}, "splits": {"train": "train", "dev": "dev"}}
+    recorded = "layerbank experiment few-shot data::tags --out few"
+    assert commands.of_head(row, {**usual, **special, "command": recorded}, "bank", "r") == recorded
+    assert commands.of_head(row, usual, "bank", "r").startswith("layerbank train bank --target tags")

@@ -1,6 +1,6 @@
 """What an analysis looks at: run folders, sweeps and banks, told apart and checked."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -137,7 +137,7 @@ def gather(paths: Sequence[str], **choices: Any) -> Material:
         if is_bank(path):
             banks.append(open_bank(path))
         elif (Path(path) / SWEEP).is_file():
-            sweeps[path] = _rows(path)
+            sweeps[str(Path(path))] = _rows(path)
             heads = Path(path) / HEADS
             folders += find_runs([str(heads)]) if heads.is_dir() else []
         else:
@@ -169,6 +169,17 @@ def _open(store: str, record: Record) -> Bank:
             f"the bank of {record.path} is no longer at {store}: name where it is now beside the run"
         )
     return open_bank(store)
+
+
+def labels(paths: Iterable[str]) -> dict[str, str]:
+    """A short label for each path: its last part, or all of it where two end alike.
+
+    >>> labels(["a/bank", "b/bank", "b/other"])
+    {'a/bank': 'a/bank', 'b/bank': 'b/bank', 'b/other': 'other'}
+    """
+    short = {path: name_of(path) for path in paths}
+    ends = list(short.values())
+    return {path: name if ends.count(name) == 1 else path for path, name in short.items()}
 
 
 def name_of(path: str) -> str:

@@ -14,7 +14,7 @@ from numpy import ndarray
 
 from pipeline import figures
 from pipeline.analysis._base import Answer, file_name
-from pipeline.analysis._material import Material, name_of
+from pipeline.analysis._material import Material, labels
 from pipeline.analysis._weights import GROUPINGS, Mean, Reading, read
 from pipeline.errors import PipelineError
 from pipeline.findings import Cell, Column, Figure, Table
@@ -62,9 +62,11 @@ class Task:
         for reading in self.readings:
             means = reading.means.get("all" if grouping == "language" else grouping, {})
             for group, mean in means.items():
-                name = name_of(reading.bank) if grouping == "language" else group
-                found.setdefault(name, []).append((reading.bank, mean))
-        shares = {name: Share.of(means) for name, means in found.items()}
+                found.setdefault(reading.bank if grouping == "language" else group, []).append(
+                    (reading.bank, mean)
+                )
+        shown = labels(found) if grouping == "language" else {name: name for name in found}
+        shares = {shown[name]: Share.of(means) for name, means in found.items()}
         if grouping in ("class", "kind"):
             return dict(sorted(shares.items(), key=lambda pair: -pair[1].tokens))
         if grouping == "position":

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import figures, metrics
 from pipeline.analysis._base import Answer, Question, file_name
-from pipeline.analysis._material import Material, name_of
+from pipeline.analysis._material import Material, labels
 from pipeline.findings import Cell, Column, Figure, Table
 from pipeline.results import load_run
 
@@ -53,9 +53,10 @@ _COLUMNS = (
 
 def _of_sweeps(material: Material) -> Iterator[dict[str, Any]]:
     varied = ("decoder", "options", "batch_size", "lr", "weight_decay", "dropout")
+    shown = labels(material.sweeps)
     for path, rows in material.sweeps.items():
-        for row in (row for row in rows if row["fusion"] == PROBE):
-            where = "" if len(material.sweeps) == 1 else f", {name_of(path)}"
+        for row in (row for row in rows if row["fusion"] == PROBE and row["status"] == "ok"):
+            where = "" if len(material.sweeps) == 1 else f", {shown[path]}"
             yield {
                 "target": f"{row['target']}{where}",
                 "metric": row["metric"],
@@ -67,23 +68,28 @@ def _of_sweeps(material: Material) -> Iterator[dict[str, Any]]:
 
 
 def _of_runs(material: Material) -> Iterator[dict[str, Any]]:
-    for record in material.records:
-        if record.method == PROBE:
-            run = load_run(record.path)
-            score = {
-                "target": run.target.name,
-                "metric": run.metric,
-                "dev": run.result["dev"],
-                "test": None,
-            }
-            yield {**score, "layer": run.spec.fusion_options["layer"], "setting": ()}
+    probes = [record for record in material.records if record.method == PROBE]
+    shown = labels(dict.fromkeys(str(record.store) for record in probes))
+    for record in probes:
+        run = load_run(record.path)
+        where = "" if len(shown) == 1 else f", {shown[str(record.store)]}"
+        rates = {name: value for name, value in record.config["rates"].items() if name != "seed"}
+        schedule = {n: v for n, v in record.config["schedule"].items() if n != "data_seed"}
+        score = {
+            "target": f"{run.target.name}{where}",
+            "metric": run.metric,
+            "dev": run.result["dev"],
+            "test": None,
+        }
+        setting = json.dumps([rates, schedule, run.spec.decoder, run.spec.decoder_options], default=str)
+        yield {**score, "layer": run.spec.fusion_options["layer"], "setting": setting}
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
     """A line for each target and layer, in their order."""
     settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["dev"] is not None:  # a head that failed has none
+        if row["dev"] is not None:
             settings.setdefault((row["target"], row["metric"], row["layer"], row["setting"]), []).append(
                 row
             )

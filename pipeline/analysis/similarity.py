@@ -16,7 +16,7 @@ from cache import Bank, Kind, Split
 from cache.targets import ranges
 from pipeline import figures
 from pipeline.analysis._base import Answer, Question, file_name
-from pipeline.analysis._material import Material, name_of
+from pipeline.analysis._material import Material, labels
 from pipeline.findings import Cell, Column, Figure, Table
 
 PRODUCTS_BYTES = 2**28
@@ -67,8 +67,7 @@ class Similarity(Question):
 
 
 def _label(bank: Bank, banks: Sequence[Bank]) -> str:
-    names = [name_of(one.path) for one in banks]
-    return name_of(bank.path) if names.count(name_of(bank.path)) == 1 else bank.path
+    return labels(one.path for one in banks)[bank.path]
 
 
 def cka(

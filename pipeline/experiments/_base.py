@@ -67,6 +67,7 @@ class Lab:
     precision: str = "auto"  # of the heads' products
     memory_bytes: int = 4 * 2**30
     note: Callable[[str], None] = field(default=lambda _: None)
+    lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
 
     def bank(self, data: Data, keep: Keep = "words") -> str:
         """The bank of a data set, extracted where it is not there.
@@ -107,10 +108,23 @@ class Lab:
         )  # fmt: skip
 
     def sweep(self, name: str, plan: Plan, grid: Grid, *, keep_heads: bool = True) -> list[dict[str, Any]]:
-        """The rows of a sweep, whose finished stacks are kept below the experiment's folder."""
+        """The rows of a sweep's heads, those that failed left out and noted in `lost`.
+
+        Finished stacks are kept below the experiment's folder.
+
+        Raises:
+            PipelineError: every head of a fusion on a target failed.
+        """
         self.note(f"{name}: {plan.store}")
-        found = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)
-        return list(found["rows"])
+        rows = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)["rows"]
+        whole = [row for row in rows if row["status"] == "ok"]
+        alive = {(row["fusion"], row["target"]) for row in whole}
+        for row in (row for row in rows if row["status"] != "ok"):
+            said = f"{name}: {row['fusion']} on {row['target']}, lr {row['lr']:g}, seed {row['seed']}"
+            if (row["fusion"], row["target"]) not in alive:
+                raise PipelineError(f"{said} {row['status']}, as all its heads did: give a lower --set lr")
+            self.lost.append(f"{said} {row['status']} and does not count")
+        return whole
 
     def folder(self, name: str) -> Path:
         """Where a sweep is kept."""
@@ -234,4 +248,4 @@ def perform(name: str, options: Mapping[str, Any], lab: Lab) -> dict[str, Any]:
     """
     part = parts.load("experiment", name.replace("-", "_"))
     findings = part(**parts.options(part, options)).run(lab)
-    return save(findings, str(lab.out))
+    return save(replace(findings, notes=(*findings.notes, *lab.lost)), str(lab.out))

@@ -164,18 +164,23 @@ def score_of(run: Path, task: Task | None = None) -> float:
     result = read_json(run / RESULT)
     if task is None:
         return float(result["dev"])
-    name = f"{Path(task[0].path.rstrip('/')).name}.{task[1]}"
+    name = _recorded(task)
     return float(result["dev_metrics"][f"{name}.{result['tasks'][name]}"])
 
 
-def facts_of(run: Path) -> dict[str, Any]:
-    """Metric and number of parameters, without those of the head and by task."""
+def facts_of(run: Path, task: Task | None = None) -> dict[str, Any]:
+    """Metric and number of parameters, without those of the head and by task; of one of several tasks."""
     result = read_json(run / RESULT)
-    n_tasks = len(result["tasks"])
+    tasks = result["tasks"]
     return {
-        "metric": next(iter(result["tasks"].values())),
-        "parameters": round(result["method_parameters"] / n_tasks),
+        "metric": next(iter(tasks.values())) if task is None else tasks[_recorded(task)],
+        "parameters": round(result["method_parameters"] / len(tasks)),
     }
+
+
+def _recorded(task: Task) -> str:
+    """The name of a task in a run folder."""
+    return f"{Path(task[0].path.rstrip('/')).name}.{task[1]}"
 
 
 def mean_sd(scores: Sequence[float]) -> dict[str, float]:

@@ -91,7 +91,7 @@ class AttemptTable(FromSources):
             {
                 "method": MULTI,
                 "target": target,
-                **facts_of(runs[0]),
+                **facts_of(runs[0], task),
                 **mean_sd([score_of(run, task) for run in runs]),
             }
             for target, task in bench.targets.items()

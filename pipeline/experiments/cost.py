@@ -191,16 +191,15 @@ def break_even(once: float, saved: float) -> int | None:
 
 
 def _timed_extraction(lab: Lab, data: Data) -> tuple[str, float]:
-    """The bank of a data set, and the seconds that all its blocks took when it was filled here."""
+    """The bank of a data set, and the seconds of the one run that filled it here."""
     noted = lab.out / "extraction" / f"{data.name}.json"
     # A bank that another experiment filled has no note of its time, so this one fills its own.
     made = replace(lab, banks=lab.out / "banks").extract(data)
-    if made.blocks_encoded:
-        whole = made.seconds * made.blocks / made.blocks_encoded
-        write_whole(noted, f'{{"seconds": {whole}}}\n')
+    if made.blocks_encoded == made.blocks:
+        write_whole(noted, f'{{"seconds": {made.seconds}}}\n')
     elif not noted.is_file():
         raise PipelineError(
-            f"{made.store} was filled, but its time is not noted: remove it, it is made again"
+            f"{made.store} was filled in several runs, its time is not known: remove it, it is made again"
         )
     return made.store, float(read_json(noted)["seconds"])
 

@@ -115,8 +115,8 @@ class MaskedLM(Experiment):
             batch_size=(self.batch_size,),
         )  # fmt: skip
         found = self._sweep(lab, data.name, store, grid, epochs=self.epochs)
-        # With nothing to learn it is the untouched encoder again.
-        rows += [row for row in found if row["parameters"]]
+        # The last layer with nothing to learn is the untouched encoder again.
+        rows += [row for row in found if row["parameters"] or row["fusion"] != "last_layer"]
         return [{"data": data.name, **line} for line in _best(rows)]
 
     def _sweep(self, lab: Lab, name: str, store: str, grid: Grid, *, epochs: int) -> list[dict[str, Any]]:

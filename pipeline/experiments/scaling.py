@@ -96,7 +96,12 @@ class Scaling(FromSources):
                     f"--set encoders: two are called {name}: give their folders other names"
                 )
         return [
-            replace(lab, encoder=one, banks=lab.banks / name)
+            replace(
+                lab,
+                encoder=one,
+                banks=lab.banks / name,
+                encoder_revision=lab.encoder_revision if one == lab.encoder else None,
+            )
             for one, name in zip(encoders, names, strict=True)
         ]
 

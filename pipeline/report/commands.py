@@ -35,6 +35,8 @@ def of_head(row: Mapping[str, Any], asked: Mapping[str, Any], store: str, out: s
         store: the bank.
         out: folder for the run.
     """
+    if _has_no_flags(asked, asked["schedule"]):
+        return str(asked.get("command") or f"by no command of its own: see {out}")
     rates = {name: row[name] for name in ("seed", "lr", "weight_decay", "dropout")}
     schedule = {**asked["schedule"], "batch_size": row["batch_size"]}
     head = {"fusion": row["fusion"], "decoder": row["decoder"], "options": json.loads(row["options"])}
@@ -46,12 +48,26 @@ def of_head(row: Mapping[str, Any], asked: Mapping[str, Any], store: str, out: s
 
 def _train(config: Mapping[str, Any], out: str) -> str:
     head, source = config["head"], config["source"]
+    if _has_no_flags({**source, **config}, config["schedule"]):
+        return str(config.get("command") or f"by no command of its own: see {out}")
     chosen = {**head, "options": {**head["fusion_options"], **head["decoder_options"]}}
     return _line(
         "train", source["store"], {"target": config["target"]["name"]}, _head(chosen),
         _rates(config["rates"], config["schedule"]), {"metric": config["metric"]},
         _splits(source["splits"]), {"out": out},
     )  # fmt: skip
+
+
+def _has_no_flags(made_of: Mapping[str, Any], schedule: Mapping[str, Any]) -> bool:
+    """Whether a head was trained in a way that experiments alone know: pieces of banks, snapshots."""
+    return bool(
+        made_of.get("train_on")
+        or made_of.get("depth") is not None
+        or not schedule.get("decay", True)
+        or schedule.get("warmup_steps") is not None
+        or schedule.get("dev_epochs")
+        or schedule.get("rungs")
+    )
 
 
 def _tune(config: Mapping[str, Any], out: str) -> str:

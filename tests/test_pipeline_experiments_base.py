@@ -1,0 +1,46 @@
+"""What all experiments share: heads that failed are told and do not count."""
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.experiments import _base
+from pipeline.experiments._base import Lab
+from pipeline.grid import Grid
+from pipeline.job import Schedule
+
+
+def rows(*heads):
+    names = ("fusion", "target", "lr", "seed", "status", "dev")
+    return [dict(zip(names, head, strict=True)) for head in heads]
+
+
+@pytest.fixture
+def swept(monkeypatch, tmp_path):
+    """Runs `Lab.sweep` on rows that are given."""
+
+    def run(found):
+        monkeypatch.setattr(_base, "sweep", lambda *_, **__: {"rows": found})
+        lab = Lab(out=tmp_path, encoder="e", data=(), banks=tmp_path, device="cpu")
+        grid = Grid(targets=["tags"], fusions=["linear"])
+        return lab, lab.sweep("en", lab.plan("bank", Schedule()), grid)
+
+    return run
+
+
+def test_a_failed_head_is_left_out_and_told(swept):
+    ok, failed = (
+        ("linear", "tags", 0.1, 0, "ok", 40.0),
+        ("linear", "tags", 0.1, 1, "failed at step 9", 52.0),
+    )
+    lab, found = swept(rows(ok, failed))
+    assert [row["dev"] for row in found] == [40.0]
+    assert lab.lost == ["en: linear on tags, lr 0.1, seed 1 failed at step 9 and does not count"]
+
+
+def test_a_fusion_whose_heads_all_failed_ends_the_experiment(swept):
+    ok, failed = (
+        ("linear", "tags", 0.1, 0, "ok", 40.0),
+        ("concat", "tags", 0.1, 0, "failed at step 1", None),
+    )
+    with pytest.raises(PipelineError, match=r"en: concat on tags, lr 0.1, seed 0 failed at step 1"):
+        swept(rows(ok, failed))
