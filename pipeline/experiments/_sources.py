@@ -34,14 +34,14 @@ class FromSources(Experiment):
     def __init__(
         self,
         *,
-        sources: int,
-        length: int,
-        epochs: int,
-        source_epochs: int,
-        seeds: int,
-        batch_size: int,
-        max_length: int | None,
-        runs: str | None,
+        sources: int = 0,
+        length: int = 20,
+        epochs: int = 10,
+        source_epochs: int = 10,
+        seeds: int = 3,
+        batch_size: int = 32,
+        max_length: int | None = None,
+        runs: str | None = None,
     ) -> None:
         values = {"length": length, "epochs": epochs, "source_epochs": source_epochs, "seeds": seeds}
         for name, value in values.items():

@@ -39,23 +39,6 @@ class AttentionMatrix(FromSources):
     title: ClassVar[str] = "Attention of target tasks over source prompts"
     paper: ClassVar[str] = "ATTEMPT, Figure 5"
 
-    def __init__(
-        self,
-        *,
-        sources: int = 0,
-        length: int = 20,
-        epochs: int = 10,
-        source_epochs: int = 10,
-        seeds: int = 3,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        runs: str | None = None,
-    ) -> None:
-        super().__init__(
-            sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size, max_length=max_length, runs=runs,
-        )  # fmt: skip
-
     def run(self, lab: Lab) -> Findings:
         """Sources, then ATTEMPT on each target alone; its runs have noted their attentions."""
         began = time.perf_counter()
