@@ -1,6 +1,8 @@
 """Which device computes, and with how many threads."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -54,6 +56,24 @@ def set_threads(threads: int | None) -> int:
     count = threads or usable_cores()
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def one_thread_each(device: torch.device) -> Iterator[None]:
+    """Every product on a CPU is computed by the thread that asks for it: for work that runs side by side.
+
+    A product shared by threads ends with its slowest one; what is computed whole on one thread waits for
+    nobody, and its sums do not depend on how many threads there are.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def usable_cores() -> int:
