@@ -1,13 +1,17 @@
 """Which device computes, and with how many threads."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import PipelineError
+
+Run = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+"""Does some jobs and gives what each made, in their order."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -74,6 +78,22 @@ def one_thread_each(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def side_by_side(device: torch.device, n_jobs: int) -> Iterator[Run]:
+    """What runs jobs: on a CPU each on a thread of its own, where there are enough of them for all threads.
+
+    Args:
+        device: where the jobs compute.
+        n_jobs: how many there will be at a time.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or not 1 < threads <= n_jobs:
+        yield lambda jobs: [job() for job in jobs]
+        return
+    with one_thread_each(device), ThreadPoolExecutor(threads, thread_name_prefix="side-by-side") as pool:
+        yield lambda jobs: list(pool.map(lambda job: job(), jobs))
 
 
 def usable_cores() -> int:
