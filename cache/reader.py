@@ -22,7 +22,7 @@ from numpy import ndarray
 
 from cache import calibration, codecs, store, targets
 from cache.errors import BankIncomplete, CacheError, CorruptChunk, StoreRefused, StoreUnreachable
-from cache.layout import CLIPPED, GENERATIONS, SCALE, SHIFT, STATES, Recipe
+from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, STATES, Recipe
 from cache.place import Place, place
 from cache.skeleton import check_version
 
@@ -82,6 +82,11 @@ class Split:
     def length(self) -> Int[ndarray, " example"]:
         """Number of kept tokens of each example."""
         return self._example_array("length")
+
+    @cached_property
+    def full_length(self) -> Int[ndarray, " example"]:
+        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it."""
+        return self.length if self.keep == "all" else self._example_array(FULL_LENGTH)
 
     @cached_property
     def n_words(self) -> Int[ndarray, " example"]:

@@ -10,7 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from cache import Kind, Recipe, Rows, Split, Target
-from cache.layout import Keep
+from cache.layout import ALIKE, Keep
 from cache.plan import Plan
 from cache.targets import ranges, reorder_extra, reorder_tags, spans
 from pipeline.arrays import channel_range, to_torch
@@ -28,15 +28,17 @@ class Excerpt:
         self.split, self.layers = split, recipe.layers
         self.scale, self.shift = channel_range(split, recipe.layers, torch.device("cpu"))
         self._example_of = np.argsort(split.row)
-        position = ranges(split.start, split.length)
-        kept = _kept(split, position, recipe.keep)
-        self._position = position[kept]
+        self._keep: Keep = recipe.keep
+        kept = _kept(split, recipe.keep)
+        self._position = ranges(split.start, split.length)[kept]
         self._bounds = spans(kept.view(np.int8))[spans(split.length)]
 
     def rows(self) -> Rows:
         """What the plan is made of, in row order."""
+        lengths = np.stack([_length(self.split, keep) for keep in ALIKE[self._keep]])
         return Rows(
-            length=np.diff(self._bounds)[self._example_of].astype(np.int32),
+            lengths=lengths[:, self._example_of].astype(np.int32),
+            kept=ALIKE[self._keep].index(self._keep),
             n_words=self.split.n_words[self._example_of],
             text_hash=self.split.text_hash[self._example_of],
         )
@@ -63,8 +65,16 @@ class Excerpt:
                 yield replace(target, values=target.values[order], extra=extra)
 
 
-def _kept(split: Split, position: Int[ndarray, " token"], keep: Keep) -> Bool[ndarray, " token"]:
+def _length(split: Split, keep: Keep) -> Int[ndarray, " example"]:
+    """Tokens that each example has in a bank of that `keep`, which may be more than the split has."""
+    if keep == "all":
+        return split.full_length
+    return np.diff(spans(_kept(split, keep).view(np.int8))[spans(split.length)])
+
+
+def _kept(split: Split, keep: Keep) -> Bool[ndarray, " token"]:
     """Which of a split's tokens a bank of that `keep` holds; see `pipeline.tokens.Tokens.kept`."""
+    position = ranges(split.start, split.length)
     if keep == split.keep:
         return np.ones(len(position), dtype=bool)
     first = np.zeros(len(position), dtype=bool)

@@ -247,8 +247,8 @@ def ahead(make: Callable[[Item], Made], items: Sequence[Item], depth: int = AHEA
 
 
 def _block_of(split: Split) -> Int[ndarray, " example"]:
-    """The block of each example, ascending; one without a token counts to the block it was dealt to."""
-    return np.minimum(split.start // split.block_tokens, max(0, split.n_blocks - 1))
+    """The block of each example, ascending; one without a token goes with the token before it."""
+    return np.maximum(0, split.start + split.length - 1) // split.block_tokens
 
 
 def _run_ends(values: Int[ndarray, " entry"]) -> Int[ndarray, " run"]:

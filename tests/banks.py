@@ -47,7 +47,7 @@ def rows(lengths, text="row"):
     """Rows of some lengths, with two thirds as many words as tokens."""
     length = np.array(lengths, dtype=np.int32)
     return Rows(
-        length=length,
+        lengths=length[None],
         n_words=(length * 2 // 3).astype(np.int32),
         text_hash=hash_texts(f"{text} {i}" for i in range(len(length))),
     )

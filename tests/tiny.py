@@ -17,6 +17,7 @@ from banks import codes_of
 
 from cache import Bank, Calibration, EncoderRecord, Kind, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
+from cache.layout import ALIKE
 
 LAST, WIDTH = 3, 8
 CLASSES = ("blue", "green", "red")
@@ -121,7 +122,10 @@ def bank(path, *, sizes=None, skipped=None, only=("label", "tags", "value"), **c
     splits = {split: examples(split, n) for split, n in sizes.items()}
     rows = {
         split: Rows(
-            length=np.array([row.kept(what.keep).sum() for row in found], np.int32),
+            lengths=np.array(
+                [[row.kept(keep).sum() for row in found] for keep in ALIKE[what.keep]], np.int32
+            ),
+            kept=ALIKE[what.keep].index(what.keep),
             n_words=np.array([row.n_words for row in found], np.int32),
             text_hash=hash_texts(f"{split} {i}" for i in range(len(found))),
         )
