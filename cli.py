@@ -504,6 +504,12 @@ def tune(
     task: Annotated[
         list[str] | None, typer.Option(help="DATA::TARGET to learn along, in mixed batches; repeatable.")
     ] = None,
+    maskings: Annotated[
+        int | None,
+        typer.Option(
+            help="With --target token: mask the text, so often, and learn what stood there.", min=1
+        ),
+    ] = None,
     verbalizer: Annotated[
         list[str] | None, typer.Option(help="CLASS=TEXT, for a model from text to text; repeatable.")
     ] = None,
@@ -556,6 +562,7 @@ def tune(
         revision=revision,
         metric=metric,
         verbalizer=_settings(verbalizer, "--verbalizer"),
+        maskings=maskings,
     )
     asked = module.Asked(
         tasks=[first, *(module.TaskAsked(**_task(one)) for one in task or [])],
