@@ -302,12 +302,17 @@ def label(
 @app.command()
 def train(
     store: Store,
-    target: Annotated[str, typer.Option(help="What to learn: a target of the bank.")],
+    target: Annotated[
+        str, typer.Option(help="What to learn: a target of the bank; several together with commas between.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for the run.")],
     fusion: Annotated[str, typer.Option(help="Late fusion: a name or a dotted path.")] = "attention",
     decoder: Annotated[str | None, typer.Option(help="Decoder; fitting the target by default.")] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="STORE::TARGET to learn along, in mixed batches; repeatable.")
     ] = None,
     crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="Tagger: a linear-chain CRF.")] = None,
     pooling: Annotated[
@@ -336,18 +341,24 @@ def train(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Trains one late-fusion head on a bank; the encoder is not needed."""
+    """Trains one late-fusion head on a bank, or one for each of several tasks; no encoder is needed."""
+    from functools import partial
+
     from pipeline import terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.job import HeadRates, Schedule
+    from pipeline.multitask_run import TaskAsked, train_tasks_run
     from pipeline.run import train_run
 
+    tasks = [{"store": store, "target": name} for name in _list(target, "--target", str)]
+    tasks += [_task(one, "store") for one in task or []]
+    run: Any = partial(train_run, **tasks[0])
+    if len(tasks) > 1:
+        run = partial(train_tasks_run, [TaskAsked(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
     with tracking.tracked(track, out) as log:
-        result = train_run(
-            store,
-            target=target,
+        result = run(
             out=out,
             fusion=fusion,
             decoder=decoder,
@@ -369,8 +380,8 @@ def train(
             note=terminal.note,
             progress=tracking.epochs(log, terminal.epoch_note),
         )
-        tracking.finished(log, out)
-    _print(result, as_json, terminal.show_run)
+        tracking.finished(log, out, tasks=list(result.get("tasks", ())))
+    _print(result, as_json, terminal.show_run if run.func is train_run else terminal.show_tasks)
 
 
 @app.command()
@@ -493,6 +504,12 @@ def tune(
     task: Annotated[
         list[str] | None, typer.Option(help="DATA::TARGET to learn along, in mixed batches; repeatable.")
     ] = None,
+    maskings: Annotated[
+        int | None,
+        typer.Option(
+            help="With --target token: mask the text, so often, and learn what stood there.", min=1
+        ),
+    ] = None,
     verbalizer: Annotated[
         list[str] | None, typer.Option(help="CLASS=TEXT, for a model from text to text; repeatable.")
     ] = None,
@@ -545,6 +562,7 @@ def tune(
         revision=revision,
         metric=metric,
         verbalizer=_settings(verbalizer, "--verbalizer"),
+        maskings=maskings,
     )
     asked = module.Asked(
         tasks=[first, *(module.TaskAsked(**_task(one)) for one in task or [])],
@@ -905,12 +923,12 @@ def _bytes(text: str) -> int:
     raise typer.BadParameter(f"--memory {text}: give a size such as 512MiB or 4GiB")
 
 
-def _task(text: str) -> dict[str, Any]:
-    """A further task: DATA::TARGET."""
-    data, colons, target = text.rpartition("::")
-    if not (data and colons and target):
-        raise typer.BadParameter(f"--task {text}: give DATA::TARGET")
-    return {"data": data, "target": target}
+def _task(text: str, place: str = "data") -> dict[str, Any]:
+    """A further task: DATA::TARGET, or STORE::TARGET."""
+    where, colons, target = text.rpartition("::")
+    if not (where and colons and target):
+        raise typer.BadParameter(f"--task {text}: give {place.upper()}::TARGET")
+    return {place: where, "target": target}
 
 
 def _settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def _masked_rows(
             "output layer: give one"
         )
     check_maskable(corpus, encoder.tokenizer, targets)
-    output_layer = read_output_layer(encoder)
+    output_layer = read_output_layer(encoder.record)
     draw = {**draw, "vocabulary": output_layer.vocabulary}
     texts = {name: _mask(corpus, name, encoder, max_length, draw) for name in corpus.splits}
     return _SourceRows(

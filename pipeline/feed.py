@@ -101,30 +101,28 @@ class Feed(ABC):
         self,
         sequence: Int[ndarray, " example"],
         *,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Batch]:
         """Deals examples in batches.
 
         Args:
             sequence: the examples, in their order; those of a block side by side.
-            batch_size: examples in a batch.
+            batch_size: examples in a batch; or in each, one after the other, which add up to all of them.
             dtype: the type states are converted to.
 
         Raises:
             CacheError: a chunk is damaged.
         """
-        batches = self._host_batches(sequence, batch_size, dtype)
+        batches = self._host_batches(_cut(sequence, batch_size), dtype)
         if self.device.type == "cpu":
             return batches
         if self.device.type == "cuda":
             return _copied(batches, self.device)
         return (_moved(batch, self.device) for batch in batches)
 
-    def _host_batches(
-        self, sequence: Int[ndarray, " example"], batch_size: int, dtype: torch.dtype
-    ) -> Iterator[Batch]:
-        for chosen, states in self._gather(sequence, batch_size):
+    def _host_batches(self, pieces: Sequence[Int[ndarray, " _"]], dtype: torch.dtype) -> Iterator[Batch]:
+        for chosen, states in self._gather(pieces):
             scale, shift = self._range_on(states.device)
             yield self._batch(chosen, to_float(states, scale, shift, dtype))
 
@@ -136,7 +134,7 @@ class Feed(ABC):
 
     @abstractmethod
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
         """The examples of each batch, and their states in the bank's data type."""
 
@@ -169,10 +167,9 @@ class Resident(Feed):
         self.states: Shaped[Tensor, "layer token width"] = _placed(states, device)
 
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
-        for first in range(0, len(sequence), batch_size):
-            chosen = sequence[first : first + batch_size]
+        for chosen in pieces:
             tokens = ranges(self.start[chosen], self.start[chosen + 1] - self.start[chosen])
             yield chosen, self.states.index_select(1, torch.from_numpy(tokens).to(self.states.device))
 
@@ -181,21 +178,22 @@ class Streamed(Feed):
     """Reads its states block by block, in a thread, while the blocks before them are computed on."""
 
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
+        sequence = np.concatenate(pieces) if pieces else self.block[:0]
         ends = _run_ends(self.block[sequence])
         free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         blocks = ahead(lambda block: self._read(block, free), self.block[sequence[ends - 1]].tolist())
         window: deque[_Loaded] = deque()
-        reached = 0
-        for first in range(0, len(sequence), batch_size):
-            chosen = sequence[first : first + batch_size]
-            while reached < first + len(chosen):
+        reached = dealt = 0
+        for chosen in pieces:
+            dealt += len(chosen)
+            while reached < dealt:
                 window.append(next(blocks))
                 reached = int(ends[np.searchsorted(ends, reached, side="right")])
-            pieces = [loaded.take(self, chosen) for loaded in window]
-            yield chosen, pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-            done = len(window) if reached == first + len(chosen) else len(window) - 1
+            found = [loaded.take(self, chosen) for loaded in window]
+            yield chosen, found[0] if len(found) == 1 else torch.cat(found, 1)
+            done = len(window) if reached == dealt else len(window) - 1
             for _ in range(done):
                 free.put(window.popleft().buffer)
 
@@ -244,6 +242,13 @@ def ahead(make: Callable[[Item], Made], items: Sequence[Item], depth: int = AHEA
         finally:
             for future in coming:
                 future.cancel()
+
+
+def _cut(sequence: Int[ndarray, " example"], batch_size: int | Sequence[int]) -> list[Int[ndarray, " _"]]:
+    """The examples of each batch."""
+    if isinstance(batch_size, int):
+        return [sequence[i : i + batch_size] for i in range(0, len(sequence), batch_size)]
+    return np.split(sequence, np.cumsum(batch_size))[: len(batch_size)]
 
 
 def _block_of(split: Split) -> Int[ndarray, " example"]:

@@ -174,13 +174,24 @@ def epochs(log: Log, shown: Callable[[int, Sequence[Any]], None]) -> Callable[[i
     return progress
 
 
-def finished(log: Log, out: str) -> None:
+def finished(log: Log, out: str, *, tasks: Sequence[str] = ()) -> None:
     """Tracks the settings and the scores of a run folder of `train` or `tune`.
+
+    Args:
+        log: of the run.
+        out: its folder.
+        tasks: names of the runs in that folder, where several were trained together; each is a child run.
 
     Raises:
         PipelineError: the folder is not whole.
     """
     if isinstance(log, _Nothing):
+        return
+    if tasks:
+        for name in tasks:
+            child = log.child(name)
+            finished(child, str(Path(out) / name))
+            child.close()
         return
     record = read_record(Path(out))
     config = record.config
