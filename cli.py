@@ -423,12 +423,12 @@ def sweep(
     from contextlib import nullcontext
 
     from pipeline import cluster, plot, terminal, tracking
+    from pipeline import sweep as module
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
     from pipeline.job import Schedule
     from pipeline.runner import Plan
     from pipeline.search import Trials
-    from pipeline.sweep import sweep as run
 
     set_threads(threads)
     where = pick_device(device)
@@ -460,8 +460,9 @@ def sweep(
         device=str(where),
     )
     workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
-    with workers as client, tracking.tracked(track, out) as log:
-        result = run(
+    log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out))
+    with workers as client, log_of_sweep as log:
+        result = module.sweep(
             plan,
             grid,
             out=out,
@@ -536,6 +537,7 @@ def tune(
     from pipeline import terminal, tracking
     from pipeline.device import pick_device, set_threads
     from pipeline.tuning import run as module
+    from pipeline.tuning.saved import is_begun
 
     set_threads(threads)
     first = module.TaskAsked(
@@ -576,7 +578,8 @@ def tune(
         data_seed=data_seed,
     )
     first_process = os.environ.get("RANK", "0") == "0"  # torchrun starts one process a device
-    with tracking.tracked(track if first_process else None, out) as log:
+    tool = track if first_process else None
+    with tracking.tracked(tool, out, goes_on=is_begun(out)) as log:
         progress = tracking.epochs(log, terminal.epoch_note)
         result = module.tune_run(
             asked, plan, overwrite=overwrite, device=pick_device(device), progress=progress
