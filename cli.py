@@ -54,7 +54,9 @@ Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a n
 Store = Annotated[str, typer.Argument(help="Folder or URL of a bank.")]
 RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core by default.", min=1)]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads; OMP_NUM_THREADS, or one a core, by default.", min=1)
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
