@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(autouse=True)
 def _threads_as_before():
-    """A test that asks for more threads leaves none to the tests after it: they wait for cores by spinning."""
+    """A test that asks for more threads leaves the next ones with one: more wait for cores by spinning."""
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
