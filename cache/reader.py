@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import zarr
@@ -28,6 +29,26 @@ from cache.skeleton import check_version
 
 _DECODED_BYTES = 512 * 2**20
 """Memory for the chunks of a split that cannot be mapped and so are kept decoded."""
+
+
+Chunks = Callable[[int, int], Shaped[ndarray, "token width"]]
+
+
+def cached_chunks(open_chunk: Chunks, kept: int) -> Chunks:
+    """A method that opens chunks, as a function that keeps the last ones.
+
+    It does not hold the method's object: they would hold each other, and the chunks stay in memory until
+    the garbage collector comes round, which takes no note of what arrays weigh.
+    """
+    method = WeakMethod(open_chunk)
+
+    @lru_cache(kept)
+    def chunk(index: int, block: int) -> Shaped[ndarray, "token width"]:
+        alive = method()
+        assert alive is not None
+        return alive(index, block)
+
+    return chunk
 
 
 class Split:
@@ -51,7 +72,7 @@ class Split:
         self._checked: set[tuple[int, int]] = set()
         decoded = max(len(self.layers), _DECODED_BYTES // self._chunk_bytes)
         kept = store.mappable_files() if self._maps else decoded
-        self.chunk: Callable[[int, int], Shaped[ndarray, "token width"]] = lru_cache(kept)(self._open_chunk)
+        self._chunks = cached_chunks(self._open_chunk, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process opens the files itself."""
@@ -278,6 +299,14 @@ class Split:
             split=self,
         )
         return whole[self.layer_indices(layers)]
+
+    def chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
+        """One chunk as it is stored; the last ones are kept.
+
+        Raises:
+            CorruptChunk: it is damaged.
+        """
+        return self._chunks(index, block)
 
     def float_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
         """One chunk as numbers."""

@@ -313,7 +313,7 @@ def test_a_chunk_is_checked_once_however_often_it_is_mapped(tmp_path, monkeypatc
         assert np.array_equal(split.gather(range(len(TRAIN)))[0].shape, (4, sum(TRAIN), 8))
 
     assert len(checked) == 4 * split.n_blocks
-    assert split.chunk.cache_info().currsize == 2
+    assert split._chunks.cache_info().currsize == 2
 
 
 def test_damage_after_the_first_touch_is_left_to_verify(tmp_path):
@@ -353,10 +353,10 @@ def test_a_decoded_bank_larger_than_its_memory_is_not_kept_whole(tmp_path, monke
     monkeypatch.setattr("cache.reader._DECODED_BYTES", 6 * 16 * 8 * 2)
     split = bank.split("train")
     for _ in split.blocks():
-        assert split.chunk.cache_info().currsize <= 6
+        assert split._chunks.cache_info().currsize <= 6
     fresh = bank.split("train")
     fresh.numpy()
-    assert fresh.chunk.cache_info().currsize == 0, "kept twice in memory"
+    assert fresh._chunks.cache_info().currsize == 0, "kept twice in memory"
 
 
 DAMAGES = {
