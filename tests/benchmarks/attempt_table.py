@@ -1,10 +1,11 @@
 """ATTEMPT on a tiny T5 with random weights and on MiniLM: sources massive, snips, boolq; small targets.
 
-Makes the data, then runs the experiments attempt-table and ablations on wsc and on intents of massive that
-no source has seen. Prints a Markdown table of dev accuracies.
+Makes the data, then runs the experiments attempt-table, ablations and attention-matrix on wsc and on
+intents of massive that no source has seen. Prints Markdown tables.
 """
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from early_fusion_table import rows_of
 HELD_OUT = ("music", "iot", "weather", "transport")
 """Scenarios of massive whose intents are the target; the source has the others."""
 
-EXPERIMENTS = ("attempt-table", "ablations")
+EXPERIMENTS = {"attempt-table": "scores", "ablations": "scores", "attention-matrix": "attention"}
+"""Each with the table that is printed."""
 
 
 def write(folder: Path, splits: dict[str, list[dict[str, Any]]], columns: tuple[str, ...]) -> Path:
@@ -29,9 +31,9 @@ def write(folder: Path, splits: dict[str, list[dict[str, Any]]], columns: tuple[
 
 
 def data_sets(
-    data: Path, work: Path, n_source: int, n_target: int
+    data: Path, work: Path, n_source: int, n_target: int, n_dev: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Folder and target column of every source and every target."""
+    """Folder and target column of every source and every target; their rows are drawn by chance."""
     splits = ("train", "dev")
     massive = {s: rows_of(data / "massive/en-US" / f"{s}.jsonl") for s in splits}
     seen = {s: [r for r in rows if r["scenario"] not in HELD_OUT] for s, rows in massive.items()}
@@ -44,7 +46,8 @@ def data_sets(
     wsc = {s: rows_of(data / "wsc" / f"{s}.jsonl") for s in splits}
 
     def made(name: str, rows: dict[str, Any], n: int, *columns: str) -> tuple[Path, str]:
-        cut = {"train": rows["train"][:n], "dev": rows["dev"][:400]}
+        sizes = {"train": n, "dev": n_dev}
+        cut = {s: random.Random(0).sample(rows[s], min(sizes[s], len(rows[s]))) for s in splits}
         return write(work / "data" / name, cut, columns), columns[-1]
 
     pair = ("text", "text_pair", "label")
@@ -84,42 +87,55 @@ def main() -> None:
     made.add_argument("--epochs", type=int, default=10)
     made.add_argument("--source-rows", type=int, default=2_000)
     made.add_argument("--target-rows", type=int, default=500)
+    made.add_argument("--dev-rows", type=int, default=400)
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--length", type=int, default=20)
+    made.add_argument("--ablation-seeds", type=int, help="as --seeds if not given")
+    made.add_argument("--length", type=int, default=20, help="of a prompt")
+    made.add_argument("--max-length", type=int, default=128, help="of an example, in tokens")
     made.add_argument("--models", default="minilm,t5")
     arguments = made.parse_args()
     work = arguments.work / "attempt"
-    sources, targets = data_sets(arguments.data, work, arguments.source_rows, arguments.target_rows)
+    sizes = (arguments.source_rows, arguments.target_rows, arguments.dev_rows)
+    sources, targets = data_sets(arguments.data, work, *sizes)
     data = [f"{folder}::{column}" for folder, column in (*sources.values(), *targets.values())]
     settings = {
-        "sources": len(sources), "length": arguments.length, "max_length": 128, "seeds": arguments.seeds,
-        "epochs": arguments.epochs, "source_epochs": arguments.epochs,
+        "sources": len(sources), "length": arguments.length, "max_length": arguments.max_length,
+        "seeds": arguments.seeds, "epochs": arguments.epochs, "source_epochs": arguments.epochs,
     }  # fmt: skip
     models = {"minilm": encoder, "t5": lambda: tiny_t5(work / "t5")}
     for name in arguments.models.split(","):
         given = {**settings, "runs": work / name / "runs"}
         model = models[name]()
-        tables = {e: experiment(arguments, e, data, model, work / name / e, given) for e in EXPERIMENTS}
-        print(f"\n{name}, dev accuracy, mean of {arguments.seeds} seeds\n")
-        print("| method | target | dev |\n|---|---|---|")
-        for rows in tables.values():
-            for row in rows:
-                print(f"| {row.get('method') or row['variant']} | {row['target']} | {row['dev']:.2f} |")
+        for title, table in EXPERIMENTS.items():
+            found = experiment(arguments, title, data, model, work / name / title, given)
+            print(f"\n{title} on {name}\n")
+            print(
+                markdown(next(one for one in found["tables"] if one["name"] == table)["rows"]), flush=True
+            )
     show(seeds=arguments.seeds, epochs=arguments.epochs)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A table of all that the rows hold."""
+    shown = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+    return "\n".join(
+        f"| {' | '.join(cells)} |" for cells in [list(rows[0]), ["---"] * len(rows[0]), *shown]
+    )
 
 
 def experiment(
     arguments: Any, name: str, data: list[str], model: str, out: Path, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The rows of an experiment's table of scores; what is there from an earlier call is used again."""
+) -> dict[str, Any]:
+    """The findings of an experiment; what is there from an earlier call is used again."""
     if name == "attempt-table":
         settings = {**settings, "methods": "prompt_tuning,attempt"}
+    if name == "ablations" and arguments.ablation_seeds:
+        settings = {**settings, "seeds": arguments.ablation_seeds}
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    found = layerbank(
+    return layerbank(
         "experiment", name, *data, "--encoder", model, "--out", out, "--device", "cpu",
         "--threads", str(arguments.threads), *sets,
     )  # fmt: skip
-    return next(table["rows"] for table in found["tables"] if table["name"] == "scores")
 
 
 if __name__ == "__main__":

@@ -38,14 +38,19 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+def classes(label: str | list[str]) -> set[str]:
+    """The classes in a row's label: its one class, or those of its words."""
+    return {*label} if isinstance(label, list) else {label}
+
+
 def subset(source: Path, folder: Path, n_train: int, n_dev: int, target: str) -> Path:
     """Some rows of a data set by chance, dev rows of classes that train lacks left out."""
     folder.mkdir(parents=True, exist_ok=True)
     train, dev = (rows_of(source / f"{split}.jsonl") for split in ("train", "dev"))
     random.Random(0).shuffle(train)  # the rows of massive stand by scenario
     train = train[:n_train]
-    known = {row[target] for row in train}
-    kept = {"train": train, "dev": [row for row in dev if row[target] in known][:n_dev]}
+    known = set[str]().union(*(classes(row[target]) for row in train))
+    kept = {"train": train, "dev": [row for row in dev if classes(row[target]) <= known][:n_dev]}
     for split, rows in kept.items():
         lines = [json.dumps({"tokens": row["tokens"], target: row[target]}) for row in rows]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -13,16 +13,16 @@ from _common import ROOT, bank, layerbank, parser, show
 made = parser(__doc__)
 made.add_argument("--kills", type=int, default=5)
 made.add_argument("--epochs", type=int, default=12)
-made.add_argument("--seed", type=int, default=0)
+made.add_argument("--heads", type=int, default=4, help="of each fusion")
+made.add_argument("--seed", type=int, default=0, help="of the moments")
 arguments = made.parse_args()
 store = bank(arguments, "wnut17")
 calm, killed = arguments.work / "calm-sweep", arguments.work / "killed-sweep"
 for folder in (calm, killed):
     shutil.rmtree(folder, ignore_errors=True)
 flags = [
-    "--target", "tags", "--fusion", "linear,attention,concat", "--seeds", "4", "--epochs",
-    str(arguments.epochs),
-    "--dropout", "0.1", "--threads", str(arguments.threads),
+    "--target", "tags", "--fusion", "linear,attention,concat", "--seeds", str(arguments.heads),
+    "--epochs", str(arguments.epochs), "--dropout", "0.1", "--threads", str(arguments.threads),
 ]  # fmt: skip
 began = time.perf_counter()
 layerbank("sweep", store, *flags, "--out", calm)

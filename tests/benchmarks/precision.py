@@ -10,6 +10,7 @@ from statistics import mean
 import numpy as np
 import torch
 from _common import encoder, layerbank, parser, show
+from early_fusion_table import subset
 
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
@@ -19,6 +20,7 @@ made = parser(__doc__)
 made.add_argument("--rows", type=int, default=700)
 made.add_argument("--precision", default="bfloat16")
 made.add_argument("--scores", action="store_true")
+made.add_argument("--train-rows", type=int, default=20_000, help="of the scores: training rows by chance")
 made.add_argument("--datasets", default="snips,wnut17")
 made.add_argument("--fusions", default="attention,linear,concat")
 made.add_argument("--seeds", type=int, default=3)
@@ -72,11 +74,14 @@ def score(store: str, target: str, fusion: str, seed: int) -> float:
 
 def scores() -> None:
     for data, target in (("wnut17", "tags"), ("massive/en-US", "intent")):
-        stores = {}
+        stores, name = {}, data.replace("/", "-")
+        rows = subset(
+            arguments.data / data, arguments.work / f"rows-{name}", arguments.train_rows, 20_000, target
+        )
         for precision in ("float32", arguments.precision):
-            stores[precision] = str(arguments.work / f"{data.replace('/', '-')}-words-{precision}")
+            stores[precision] = str(arguments.work / f"{name}-words-{precision}")
             layerbank(
-                "extract", arguments.data / data, "--encoder", encoder(), "--store", stores[precision],
+                "extract", rows, "--encoder", encoder(), "--store", stores[precision],
                 "--keep", "words", "--precision", precision, "--threads", str(arguments.threads),
             )  # fmt: skip
         for fusion in arguments.fusions.split(","):

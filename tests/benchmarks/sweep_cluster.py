@@ -5,9 +5,20 @@ import shutil
 import pyarrow.parquet
 from _common import bank, layerbank, parser, show
 
-arguments = parser(__doc__).parse_args()
+made = parser(__doc__)
+made.add_argument("--epochs", type=int, default=4)
+arguments = made.parse_args()
 store = bank(arguments, "wnut17")
-flags = ["--target", "tags", "--fusion", "linear,attention", "--seeds", "3", "--epochs", "4"]
+flags = [
+    "--target",
+    "tags",
+    "--fusion",
+    "linear,attention",
+    "--seeds",
+    "3",
+    "--epochs",
+    str(arguments.epochs),
+]
 seconds, tables = {}, []
 for name, more in (("alone", ["--threads", "1"]), ("cluster", ["--scheduler", "local:2"])):
     out = arguments.work / f"sweep-{name}"
