@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -864,11 +865,13 @@ def test_ctrl_c_says_how_to_go_on(work, monkeypatch):
         patch.setattr(Encoder, "encode", interrupted)
         code, out, err = call(*extracting(work))
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1].startswith("error: stopped: 1 of 3 blocks")
+    stopped = re.match(r"error: stopped: (\d) of 3 blocks", err.splitlines()[-1])
+    assert stopped
+    assert 1 <= int(stopped[1]) < 3
     fails(
         ["train", work.folder / "new", "--target", "intent", "--out", work.folder / "r"], "is not complete"
     )
-    assert succeed(*extracting(work))["blocks_encoded"] == 2
+    assert succeed(*extracting(work))["blocks_encoded"] == 3 - int(stopped[1])
 
 
 def test_runs_that_cannot_be_used(work):
