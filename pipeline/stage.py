@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -82,7 +82,7 @@ class Stage:
         """Encodes and writes what is missing; returns how many blocks that was."""
         self._make_buffers()
         int8 = self.writer.recipe.dtype == "int8"
-        self._int8 = Quantiser(self.writer, self.encoder.device, self._encode) if int8 else None
+        self._int8 = self._quantiser() if int8 else None
         with ThreadPoolExecutor(1, thread_name_prefix="bank-writer") as pool:
             try:
                 for split, block in self.todo:
@@ -101,7 +101,10 @@ class Stage:
     def calibrate(self) -> None:
         """Makes the scale and shift of an int8 bank, before other processes write its blocks."""
         if self.writer.recipe.dtype == "int8":
-            Quantiser(self.writer, self.encoder.device, self._encode)
+            self._quantiser()
+
+    def _quantiser(self) -> Quantiser:
+        return Quantiser(self.writer, self.encoder.device, self._encode, self._kind)
 
     def stopped(self) -> StoppedError:
         """What to say when the user stopped it."""
@@ -160,12 +163,19 @@ class Stage:
         )
         self.tokens[split].release()
 
+    def _places(self, split: str, block: int) -> Int[ndarray, " token"]:
+        """Where the kept tokens of a block are among all tokens."""
+        plan, tokens = self.writer.plans[split], self.tokens[split]
+        rows = plan.row[plan.examples(block)]
+        at = ranges(tokens.start[rows], tokens.length[rows])
+        return at[self.kept[split][at]]
+
+    def _kind(self, split: str, block: int) -> UInt8[ndarray, " token"]:
+        return np.asarray(self.tokens[split].kind[self._places(split, block)])
+
     def _write(self, split: str, block: int, buffer: Tensor, found: Quantised | None, ready: Any) -> int:
         try:
-            plan, tokens = self.writer.plans[split], self.tokens[split]
-            rows = plan.row[plan.examples(block)]
-            at = ranges(tokens.start[rows], tokens.length[rows])
-            at = at[self.kept[split][at]]
+            plan, tokens, at = self.writer.plans[split], self.tokens[split], self._places(split, block)
             small = {}
             for name in TOKEN_ARRAYS:
                 small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
