@@ -114,6 +114,19 @@ def dequantise(
     return floats
 
 
+def check_groups(name: str, ndim: int) -> None:
+    """Refuses a scale or shift of before there were groups of tokens.
+
+    Raises:
+        CacheError: it is such.
+    """
+    if ndim != 3:
+        raise CacheError(
+            f"{name} is the same for all tokens, as in int8 banks of an earlier layerbank: extract again, "
+            "into another --store"
+        )
+
+
 def fit_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
     """Makes the arrays that only an int8 bank has, where they are not; gives them their length."""
     channels = (GROUPS, len(recipe.layers), recipe.encoder.width)
@@ -129,6 +142,8 @@ def fit_arrays(group: zarr.Group, recipe: Recipe, n_blocks: int) -> None:
             store.forget_metadata(group, name)
             _make(group, name, shape, chunks, dtype, axes)
         elif found.shape != shape:
+            if name != CLIPPED:
+                check_groups(f"{group.basename}/{name}", found.ndim)
             found.resize(shape)
 
 

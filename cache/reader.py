@@ -460,11 +460,7 @@ class Split:
 
     def _channels(self, name: str) -> ndarray:
         found = self._example_array(name)
-        if found.ndim != 3:
-            raise CacheError(
-                f"{self.name}/{name} has one group of tokens, as int8 banks of an earlier layerbank have: "
-                "extract again, into another --store"
-            )
+        calibration.check_groups(f"{self.name}/{name}", found.ndim)
         return found
 
     def _token_array(self, name: str) -> ndarray:

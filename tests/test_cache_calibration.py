@@ -227,6 +227,16 @@ def test_a_scale_of_another_bank_is_noticed(tmp_path, path):
     assert re.search("split train: scale and shift are not those of", line)
 
 
+def test_a_bank_of_one_scale_for_all_tokens_is_refused(path):
+    group = zarr.open_group(path / "train")
+    group.create_array("scale", data=np.ones((4, 8), np.float32), overwrite=True)
+    said = "train/scale is the same for all tokens.*extract again, into another --store"
+    with pytest.raises(CacheError, match=said):
+        open_bank(str(path)).split("train").numpy()
+    with pytest.raises(CacheError, match=said), Writer(str(path), INT8, splits()):
+        pass
+
+
 def test_the_files_of_other_banks_stay_what_they_were(tmp_path):
     copy_to(tmp_path / "bank")
 
