@@ -153,7 +153,8 @@ class JoinedSplit(Split):
         for part, (split, _) in enumerate(self._parts):
             mine = np.flatnonzero(self._token_part[here] == part)
             if len(mine):
-                out[:, mine] = split.to_float(split.take(self._token[here][mine], layers), layers)
+                tokens = self._token[here][mine]
+                out[:, mine] = split.to_float(split.take(tokens, layers), tokens, layers)
         return list(out)
 
     def _open_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:

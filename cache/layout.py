@@ -21,7 +21,7 @@ OUTPUT_LAYER = "output_layer.safetensors"
 """File beside the splits of masked text: the encoder's output layer."""
 
 SCALE, SHIFT, CLIPPED = "scale", "shift", "clipped"
-"""Arrays of an int8 bank: layer width, layer width, block layer (see `cache.calibration`)."""
+"""Arrays of an int8 bank: group layer width, group layer width, block layer (see `cache.calibration`)."""
 
 CALIBRATION = "calibration"
 """Root attribute of an int8 bank: the digest of scale and shift."""

@@ -10,8 +10,8 @@ from cache.store import CRC_BYTES
 
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
-_SCALES_BYTES = 8
-"""An int8 bank keeps a scale and a shift, both float32, for each layer and channel of a split."""
+_SCALES_BYTES = 16
+"""An int8 bank keeps two scales and two shifts, all float32, for each layer and channel of a split."""
 
 _METADATA_BYTES = 700
 """Of an array or a group, about."""

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray
 from torch import Tensor
 
-from cache import Kind, Recipe, Rows, Split, Target
+from cache import Calibration, Kind, Recipe, Rows, Split, Target
 from cache.layout import ALIKE, Keep
 from cache.plan import Plan
 from cache.targets import ranges, reorder_extra, reorder_tags, spans
-from pipeline.arrays import channel_range, to_torch
+from pipeline.arrays import channel_range, to_float, to_torch
 
 
 class Excerpt:
@@ -26,7 +26,7 @@ class Excerpt:
 
     def __init__(self, split: Split, recipe: Recipe) -> None:
         self.split, self.layers = split, recipe.layers
-        self.scale, self.shift = channel_range(split, recipe.layers, torch.device("cpu"))
+        self._channels = channel_range(split, recipe.layers, torch.device("cpu"))
         self._example_of = np.argsort(split.row)
         self._keep: Keep = recipe.keep
         kept = _kept(split, recipe.keep)
@@ -52,6 +52,20 @@ class Excerpt:
     def stored(self, position: Int[ndarray, " token"]) -> Shaped[Tensor, "layer token width"]:
         """States as the source has them."""
         return to_torch(self.split.take(position, self.layers))
+
+    def floats(
+        self, position: Int[ndarray, " token"], dtype: torch.dtype
+    ) -> Float[Tensor, "layer token width"]:
+        """States as numbers."""
+        first = None if self._channels is None else self.split.first_tokens[position]
+        return to_float(self.stored(position), self._channels, first, dtype)
+
+    def calibration(self) -> Calibration | None:
+        """Scale and shift of the layers, where the source has any."""
+        if self._channels is None:
+            return None
+        scale, shift = (part[:, :, 0].numpy() for part in (self._channels.scale, self._channels.shift))
+        return Calibration(scale=scale, shift=shift)
 
     def targets(self) -> Iterator[Target]:
         """The labels, in row order."""

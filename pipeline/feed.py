@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cache import Split
 from cache.targets import ranges, spans
-from pipeline.arrays import TORCH_DTYPES, channel_range, to_float, to_numpy, to_torch
+from pipeline.arrays import TORCH_DTYPES, ChannelRange, channel_range, to_float, to_numpy, to_torch
 from pipeline.head import Inputs
 from pipeline.selection import Selection
 
@@ -75,7 +75,11 @@ class Feed(ABC):
         self.decoded = selection.chosen
         self.decoded_start = spans(selection.decoded.count)
         self.block = _block_of(split)
-        self._ranges: dict[torch.device, tuple[Tensor | None, Tensor | None]] = {}
+        first = split.first_tokens[self.position] if split.dtype == np.int8 else np.zeros(0, bool)
+        # Heads mostly read tokens of one group, which is one pass over a batch.
+        self._first = first if first.any() and not first.all() else None
+        self._group = int(first.any()) if self._first is None else None
+        self._channels: dict[torch.device, ChannelRange | None] = {}
 
     @property
     def n_examples(self) -> int:
@@ -123,14 +127,18 @@ class Feed(ABC):
 
     def _host_batches(self, pieces: Sequence[Int[ndarray, " _"]], dtype: torch.dtype) -> Iterator[Batch]:
         for chosen, states in self._gather(pieces):
-            scale, shift = self._range_on(states.device)
-            yield self._batch(chosen, to_float(states, scale, shift, dtype))
+            first = None if self._first is None else self._first[self._tokens(chosen)]
+            yield self._batch(chosen, to_float(states, self._channels_on(states.device), first, dtype))
 
-    def _range_on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def _tokens(self, chosen: Int[ndarray, " example"]) -> Int[ndarray, " token"]:
+        """The tokens of some examples, by their number among those that are read."""
+        return ranges(self.start[chosen], self.start[chosen + 1] - self.start[chosen])
+
+    def _channels_on(self, device: torch.device) -> ChannelRange | None:
         """Scale and shift of an int8 bank, copied to a device once."""
-        if device not in self._ranges:
-            self._ranges[device] = channel_range(self.split, self.layers, device)
-        return self._ranges[device]
+        if device not in self._channels:
+            self._channels[device] = channel_range(self.split, self.layers, device, group=self._group)
+        return self._channels[device]
 
     @abstractmethod
     def _gather(
@@ -170,8 +178,8 @@ class Resident(Feed):
         self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
         for chosen in pieces:
-            tokens = ranges(self.start[chosen], self.start[chosen + 1] - self.start[chosen])
-            yield chosen, self.states.index_select(1, torch.from_numpy(tokens).to(self.states.device))
+            tokens = torch.from_numpy(self._tokens(chosen)).to(self.states.device)
+            yield chosen, self.states.index_select(1, tokens)
 
 
 class Streamed(Feed):

@@ -101,7 +101,7 @@ def test_int8_from_int8_keeps_the_numbers(tmp_path, made):
     split = source.split("train")
 
     assert verify(open_bank(str(tmp_path / "b"))).ok
-    np.testing.assert_array_equal(found.scale, split.scale[[2]])
+    np.testing.assert_array_equal(found.scale, split.scale[:, [2]])
     used = np.flatnonzero(split.kind > 0)
     first = np.isin(used, split.start)
     kept = used[first | (split.kind[used] == Kind.WORD)]
