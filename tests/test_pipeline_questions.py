@@ -1,4 +1,4 @@
-"""Scores of whole questions (MultiRC) and of options by their texts (ReCoRD), by brute force and whole runs."""
+"""Scores of whole questions (MultiRC) and of options by their texts (ReCoRD): brute force, whole runs."""
 
 import json
 import string
