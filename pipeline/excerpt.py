@@ -72,11 +72,11 @@ class Excerpt:
         for name in self.split.target_names():
             target, order = self.split.target(name), self._example_of
             counts = {"tags": self.split.n_words, "choice": self.split.n_words, "token": self.split.length}
+            target = replace(target, extra=reorder_extra(self.split.target_extra(name), order))
             if target.kind in counts:
                 yield replace(target, values=reorder_tags(target.values, counts[target.kind], order))
             else:
-                extra = reorder_extra(self.split.target_extra(name), order)
-                yield replace(target, values=target.values[order], extra=extra)
+                yield replace(target, values=target.values[order])
 
 
 def _length(split: Split, keep: Keep) -> Int[ndarray, " example"]:

@@ -140,32 +140,38 @@ def test_one_task_is_trained_as_a_stack_of_one_is():
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize(
-    ("options", "shared"),
-    [
-        ({}, 2 * 4 * tiny.WIDTH + 2 * tiny.WIDTH),
-        ({"target": False}, 2 * 4 * tiny.WIDTH + 2 * tiny.WIDTH),
-        ({"attention": False}, 0),
-        ({"random_sources": 1}, 0),
-    ],
-)
-def test_all_tasks_are_learned_and_the_network_is_one(options, shared):
-    found = fit_tasks(jobs("label", "tags", "value", **options), RATES, Schedule(epochs=6, batch_size=16))
-    assert found.shared_parameters == shared
+def networks(found):
+    states = [trained.head.state_dict() for trained in found.tasks.values()]
+    return [{n: v for n, v in state.items() if n.startswith("fusion.mixer.")} for state in states]
+
+
+def test_all_tasks_are_learned_and_the_network_is_one():
+    found = fit_tasks(jobs("label", "tags", "value"), RATES, Schedule(epochs=4, batch_size=16))
+    assert found.shared_parameters == 2 * 4 * tiny.WIDTH + 2 * tiny.WIDTH
     scores = {name: trained.dev for name, trained in found.tasks.items()}
-    assert scores["label"] > 90
-    assert scores["tags"] > 70
+    assert scores["label"] > 85
+    assert scores["tags"] > 60
     assert scores["value"] > 70
     assert found.dev == pytest.approx(np.mean(list(scores.values())))
-    heads = [trained.head for trained in found.tasks.values()]
-    mixers = [
-        {n: v for n, v in head.state_dict().items() if n.startswith("fusion.mixer.")} for head in heads
-    ]
-    assert bool(mixers[0]) == bool(shared)
-    assert all(torch.equal(mixers[0][n], other[n]) for other in mixers for n in mixers[0])
-    queries = [head.fusion.query for head in heads]
-    assert (queries[0] is None) == ("target" in options)
-    assert queries[0] is None or not torch.equal(queries[0], queries[1])
+    first, *others = networks(found)
+    assert first
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
+    queries = [trained.head.fusion.query for trained in found.tasks.values()]
+    assert not torch.equal(queries[0], queries[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [({"target": False}, 10 * tiny.WIDTH), ({"attention": False}, 0), ({"random_sources": 1}, 0)],
+)
+def test_ablations_share_the_network_where_there_is_one(options, shared):
+    found = fit_tasks(jobs("label", "value", **options), RATES, Schedule(epochs=1, batch_size=60))
+    assert found.shared_parameters == shared
+    first, second = networks(found)
+    assert bool(first) == bool(shared)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    queries = [trained.head.fusion.query for trained in found.tasks.values()]
+    assert [query is None for query in queries] == 2 * [not options.get("target", True)]
 
 
 def test_epoch_kept_is_the_best_on_average(monkeypatch):
@@ -199,7 +205,7 @@ def test_result_does_not_depend_on_memory_and_repeats():
             name: prepare(tiny.shared(), name, fusion="mixture", options=SOURCES, feeds=feeds)
             for name in ("label", "tags")
         }
-        return fit_tasks(found, RATES, Schedule(epochs=2, batch_size=7))
+        return fit_tasks(found, RATES, Schedule(epochs=1, batch_size=14))
 
     held, streamed = run(2**30), run(0)
     for name in held.tasks:

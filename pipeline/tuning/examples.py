@@ -107,8 +107,7 @@ class LabelledText:
         labels, name = self.labels, self.corpus.name
         batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
         tokens = tokenize(self.backbone.tokenizer, batches, max_length=max_length)
-        values = labels.values[split]
-        target = Target(name=labels.name, kind=labels.kind, names=labels.names, values=values)
+        target = labels.target(split)
         found = Examples(task=task, tokens=tokens, target=target)
         if not found.labelled.any():
             raise PipelineError(

@@ -19,6 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from pipeline import metrics
+from pipeline.answers import grader
 from pipeline.errors import PipelineError
 from pipeline.optimizer import linear_schedule
 from pipeline.stack import Dropout
@@ -385,6 +386,7 @@ def report(tuned: Tuned, examples: Examples) -> dict[str, float]:
         names=target.names,
         lengths=examples.tokens.n_words if target.kind == "tags" else None,
         kind=target.kind,
+        answers=grader(target, target.extra),
     )
     plain = {name: float(values[0]) for name, values in scores.items()}
     if tuned.backbone.text_to_text:
