@@ -164,7 +164,7 @@ def test_head_in_a_stack_of_four_trains_as_it_does_alone(fusion, decoder):
     target, options = DECODERS[decoder]
     bank = tiny.shared(sizes=(("train", 60), ("dev", 20)))
     job = prepare(bank, target, fusion=fusion, options={"hidden": 12, **options, **fitting(fusion)})
-    schedule = Schedule(epochs=2, batch_size=6)  # 20 steps
+    schedule = Schedule(epochs=5, batch_size=6)  # 50 steps
     together, alone = fit(job, RATES, schedule)[1], fit(job, RATES[1:2], schedule)[0]
     assert together.best_epoch == alone.best_epoch
     losses = [[line.loss for line in trained.epochs] for trained in (together, alone)]
