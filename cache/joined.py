@@ -14,9 +14,11 @@ from jaxtyping import Int, Shaped
 from numpy import ndarray
 
 from cache import codecs
+from cache.bank import Bank, open_bank
+from cache.chunks import cached_chunks
 from cache.errors import CacheError
 from cache.layout import Kind, Recipe
-from cache.reader import Bank, Split, cached_chunks, open_bank
+from cache.reader import Split
 from cache.targets import Target, ranges, spans
 
 _DECODED_BLOCKS = 64
@@ -93,7 +95,7 @@ class JoinedSplit(Split):
         self.block_tokens = max(split.block_tokens for split, _ in parts)
         self.group, self._place = parts[0][0].group, parts[0][0]._place
         self._parts, self._class_names = list(parts), class_names
-        self._plain = self._maps = False
+        self._maps = False
         self.scale = self.shift = None
 
         self._part, self._example = _spread([chosen for _, chosen in parts])

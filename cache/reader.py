@@ -1,20 +1,16 @@
 """Reads a bank: by blocks in sequence, by any tokens, or as one numpy or Dask array.
 
 `Split.numpy` and `Split.dask` give numbers. `Split.take`, `gather`, `blocks` and `chunk` give states as
-they are stored: of an int8 bank whole numbers, which `Split.to_float` turns into float32.
-
-An uncompressed chunk on a local disk is a raw C-order file, so it is mapped and nothing is copied; its
-CRC-32C is checked when it is first touched. Every other chunk goes through Zarr, which checks it too.
+they are stored: of an int8 bank whole numbers, which `Split.to_float` turns into float32. How a chunk is
+opened and checked stands in `cache.chunks`.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
-from weakref import WeakMethod
 
 import numpy as np
 import zarr
@@ -22,33 +18,10 @@ from jaxtyping import Bool, Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
 from cache import calibration, codecs, store, targets
-from cache.errors import BankIncomplete, CacheError, CorruptChunk, StoreRefused, StoreUnreachable
-from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, STATES, Recipe
+from cache.chunks import StoredChunks, cached_chunks
+from cache.errors import CacheError, CorruptChunk, StoreRefused, StoreUnreachable
+from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, Recipe
 from cache.place import Place, place
-from cache.skeleton import check_version
-
-_DECODED_BYTES = 512 * 2**20
-"""Memory for the chunks of a split that cannot be mapped and so are kept decoded."""
-
-
-Chunks = Callable[[int, int], Shaped[ndarray, "token width"]]
-
-
-def cached_chunks(open_chunk: Chunks, kept: int) -> Chunks:
-    """A method that opens chunks, as a function that keeps the last ones.
-
-    It does not hold the method's object: they would hold each other, and the chunks stay in memory until
-    the garbage collector comes round, which takes no note of what arrays weigh.
-    """
-    method = WeakMethod(open_chunk)
-
-    @lru_cache(kept)
-    def chunk(index: int, block: int) -> Shaped[ndarray, "token width"]:
-        alive = method()
-        assert alive is not None
-        return alive(index, block)
-
-    return chunk
 
 
 class Split:
@@ -67,12 +40,9 @@ class Split:
         self.n_examples = int(group.attrs["n_examples"])
         self.n_tokens = int(group.attrs["n_tokens"])
         self._place: Place = place(path)
-        self._plain = recipe.codec == "none"
-        self._maps = self._plain and self._place.maps
-        self._checked: set[tuple[int, int]] = set()
-        decoded = max(len(self.layers), _DECODED_BYTES // self._chunk_bytes)
-        kept = store.mappable_files() if self._maps else decoded
-        self._chunks = cached_chunks(self._open_chunk, kept)
+        self._stored = StoredChunks(name, group, recipe, self._place, self.block_tokens)
+        self._maps = self._stored.maps
+        self._chunks = cached_chunks(self._open_chunk, self._stored.kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process opens the files itself."""
@@ -393,9 +363,8 @@ class Split:
         """The layers of a block that do not read back."""
 
         def check(index: int) -> CacheError | None:
-            self._checked.discard((index, block))
             try:
-                self._open_chunk(index, block)
+                self._stored.open(index, block, again=True)
             except (StoreRefused, StoreUnreachable):
                 raise
             except CacheError as error:
@@ -409,7 +378,9 @@ class Split:
         found = []
         for block in range(self.n_blocks):
             try:
-                self._read(name, slice(block * self.block_tokens, (block + 1) * self.block_tokens), block)
+                self._stored.read(
+                    name, slice(block * self.block_tokens, (block + 1) * self.block_tokens), block
+                )
             except store.UNREADABLE as error:
                 found.append(store.corrupt(self.name, name, block, store.one_line(error)))
         return found
@@ -419,14 +390,10 @@ class Split:
         found = []
         for block in range(self.n_blocks if self.recipe.dtype == "int8" else 0):
             try:
-                self._read(CLIPPED, block, block, 0)
+                self._stored.read(CLIPPED, block, block, 0)
             except store.UNREADABLE as error:
                 found.append(str(store.corrupt(self.name, CLIPPED, block, store.one_line(error))))
         return found
-
-    @property
-    def _chunk_bytes(self) -> int:
-        return self.block_tokens * self.width * self.dtype.itemsize
 
     def _block(self, block: int, indices: Sequence[int]) -> list[Shaped[ndarray, "token width"]]:
         if self._maps:
@@ -444,39 +411,7 @@ class Split:
                 yield number, [self.chunk(index, number) for index in indices]
 
     def _open_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
-        if not self._plain:
-            return self._read_chunk(index, block)
-        key = store.chunk_key(self.name, STATES, index, block, 0)
-        size = self._chunk_bytes
-        try:
-            whole = self._place.fetch(key)
-        except (FileNotFoundError, ValueError) as error:
-            raise self._corrupt(index, block, store.one_line(error)) from error
-        except OSError as error:
-            raise CacheError(f"cannot read {self._place.name}/{key}: {store.one_line(error)}") from error
-        if len(whole) != size + store.CRC_BYTES:
-            raise self._corrupt(index, block, f"{len(whole)} bytes of {size + store.CRC_BYTES}")
-        if not self._maps or (index, block) not in self._checked:
-            if not store.checksum_fits(whole):
-                raise self._corrupt(index, block, "its CRC-32C does not fit")
-            self._checked.add((index, block))
-        return whole[:size].view(self.dtype).reshape(self.block_tokens, self.width)
-
-    def _read_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
-        tokens = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
-        try:
-            return self._read(STATES, (index, tokens), index, block, 0)
-        except store.UNREADABLE as error:
-            raise self._corrupt(index, block, store.one_line(error)) from error
-
-    def _read(self, name: str, selection: Any, *index: int) -> ndarray:
-        """One chunk through Zarr."""
-        if not store.chunk_is_there(self.group, name, *index):
-            raise FileNotFoundError("it is not there")
-        return np.asarray(self.group[name][selection])
-
-    def _corrupt(self, index: int, block: int, reason: str) -> CorruptChunk:
-        return store.corrupt(self.name, STATES, block, reason, layer=self.layers[index])
+        return self._stored.open(index, block)
 
     def _example_array(self, name: str) -> ndarray:
         try:
@@ -517,96 +452,3 @@ def _runs(
 def _dask_chunk(*, split: Split, block_info: Mapping[Any, Any]) -> Shaped[ndarray, "1 token width"]:
     index, block, _ = block_info[None]["chunk-location"]
     return split.float_chunk(index, block)[None]
-
-
-class Bank:
-    """An extraction, read only. Made by `open_bank`."""
-
-    def __init__(self, path: str, root: zarr.Group) -> None:
-        self.path = path
-        self.attrs: dict[str, Any] = dict(root.attrs)
-        self.recipe = Recipe.from_attrs(self.attrs)
-        self.fingerprint: str = self.attrs["fingerprint"]
-        self._root = root
-
-    @property
-    def splits(self) -> list[str]:
-        """Names of the splits, train, dev and test first."""
-        usual = {"train": 0, "dev": 1, "test": 2}
-        return sorted(store.members(self._root), key=lambda name: (usual.get(name, 3), name))
-
-    def split(self, name: str) -> Split:
-        """Opens a split.
-
-        Raises:
-            CacheError: there is no such split.
-        """
-        if name not in self.splits:
-            raise CacheError(f"{self.path} has no split {name!r}, it has: {', '.join(self.splits)}")
-        try:
-            return Split(name, self._root[name], self.recipe, self.path)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CacheError(
-                f"{self.path}/{name}/zarr.json lacks {store.one_line(error)}: run the same "
-                "'layerbank extract' again"
-            ) from error
-
-    def writable_split(self, name: str) -> zarr.Group:
-        """The Zarr group of a split, to add a target to."""
-        return store.open_root(self.path, "r+")[name]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes the bank takes."""
-        return sum(place(self.path).sizes().values())
-
-
-def open_bank(path: str, *, allow_incomplete: bool = False) -> Bank:
-    """Opens a bank to read.
-
-    Args:
-        path: its folder, or a URL that Zarr opens.
-        allow_incomplete: also open a bank whose extraction has not ended.
-
-    Raises:
-        CacheError: there is no bank, or one of another format version.
-        BankIncomplete: its extraction has not ended.
-    """
-    root = store.open_root(path, "r")
-    attrs = dict(root.attrs)
-    if "format_version" not in attrs:
-        raise CacheError(f"{path} is a Zarr group, but no bank: make one with 'layerbank extract'")
-    check_version(path, attrs)
-    if "fingerprint" not in attrs or not (attrs.get("complete") or allow_incomplete):
-        raise BankIncomplete(f"{path} is not complete: run the same 'layerbank extract' again to end it")
-    return Bank(path, root)
-
-
-def find_bank(path: str) -> Bank | None:
-    """The bank that lies there, whole or in part; None where there is none that could be read.
-
-    Raises:
-        CacheError: an object store refuses, or does not answer.
-    """
-    try:
-        return open_bank(path, allow_incomplete=True)
-    except (StoreRefused, StoreUnreachable):
-        raise
-    except CacheError:
-        return None
-
-
-def is_bank(path: Path | str) -> bool:
-    """Whether a folder or a URL holds a bank, complete or not.
-
-    Raises:
-        CacheError: an object store refuses, or does not answer.
-    """
-    if place(str(path)).size("zarr.json") is None:
-        return False
-    try:
-        return "format_version" in dict(store.open_root(str(path), "r").attrs)
-    except (StoreRefused, StoreUnreachable):
-        raise
-    except CacheError:
-        return False

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 from cache import skeleton, store
+from cache.bank import is_bank
 from cache.errors import CacheError
 from cache.layout import OUTPUT_LAYER
 from cache.place import place
-from cache.reader import is_bank
 
 
 def check_removable(path: str) -> Path:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cache import store
+from cache.bank import Bank
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
 from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
-from cache.reader import Bank, Split
+from cache.reader import Split
 from cache.targets import unfinished
 
 

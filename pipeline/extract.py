@@ -14,9 +14,9 @@ from jaxtyping import UInt64
 from numpy import ndarray
 
 from cache import CacheError, Recipe, Rows, Writer, open_bank
+from cache.bank import find_bank
 from cache.fingerprint import hash_texts
 from cache.layout import ALIKE, Codec, Keep, block_tokens_for
-from cache.reader import find_bank
 from cache.store import local_path
 from cache.targets import check_name
 from pipeline.calibrate import pick_budget

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from cache import Bank, CacheError, open_bank
+from cache.bank import is_bank
 from cache.place import Folder, Place, place
-from cache.reader import is_bank
 from cache.removal import check_removable, remove
 from pipeline.errors import PipelineError
 from pipeline.results import CONFIG, RESULT

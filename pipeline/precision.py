@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cache.reader import find_bank
+from cache.bank import find_bank
 from pipeline.errors import PipelineError
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -358,7 +358,7 @@ def test_a_hard_limit_of_descriptors_bounds_the_maps(monkeypatch, soft):
 
 def test_a_decoded_bank_larger_than_its_memory_is_not_kept_whole(tmp_path, monkeypatch):
     bank = copy_to(tmp_path / "bank", "zstd")
-    monkeypatch.setattr("cache.reader._DECODED_BYTES", 6 * 16 * 8 * 2)
+    monkeypatch.setattr("cache.chunks._DECODED_BYTES", 6 * 16 * 8 * 2)
     split = bank.split("train")
     for _ in split.blocks():
         assert split._chunks.cache_info().currsize <= 6

@@ -8,7 +8,7 @@ import zarr
 from banks import RECIPE, complete, copy_to, damage, files_of, make, recipe, rows, splits
 
 from cache import BankIncomplete, CacheError, Rows, Writer, layout, open_bank, plan, store
-from cache.reader import is_bank
+from cache.bank import is_bank
 
 
 @pytest.fixture

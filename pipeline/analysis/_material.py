@@ -10,7 +10,7 @@ import pyarrow.parquet
 import torch
 
 from cache import Bank, Split, open_bank
-from cache.reader import is_bank
+from cache.bank import is_bank
 from cache.store import local_path
 from pipeline import parts
 from pipeline.batches import MEMORY_BYTES
