@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from cache.plan import deal
+from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.tokens import Tokens
@@ -42,14 +43,15 @@ def pick_budget(encoder: Encoder, tokens: Tokens, layers: Sequence[int]) -> int:
     if (len(budgets) + 1) * int(tokens.length[rows].sum()) > _SHARE * len(tokens.input_ids):
         return default_budget(encoder)
     best, best_s = default_budget(encoder), np.inf
-    encode_seconds(encoder, tokens, rows, layers, best)  # the first forward of all is slow
-    for budget in budgets:
-        try:
-            seconds = encode_seconds(encoder, tokens, rows, layers, budget)
-        except PipelineError:  # too little memory: more tokens need more
-            break
-        if seconds < best_s:
-            best, best_s = budget, seconds
+    with one_thread_each(encoder.device):  # as blocks are computed
+        encode_seconds(encoder, tokens, rows, layers, best)  # the first forward of all is slow
+        for budget in budgets:
+            try:
+                seconds = encode_seconds(encoder, tokens, rows, layers, budget)
+            except PipelineError:  # too little memory: more tokens need more
+                break
+            if seconds < best_s:
+                best, best_s = budget, seconds
     return best
 
 

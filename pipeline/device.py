@@ -1,11 +1,17 @@
 """Which device computes, and with how many threads."""
 
 import os
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import PipelineError
+
+Run = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+"""Does some jobs and gives what each made, in their order."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -54,6 +60,40 @@ def set_threads(threads: int | None) -> int:
     count = threads or usable_cores()
     torch.set_num_threads(count)
     return count
+
+
+@contextmanager
+def one_thread_each(device: torch.device) -> Iterator[None]:
+    """Every product on a CPU is computed by the thread that asks for it: for work that runs side by side.
+
+    A product shared by threads ends with its slowest one; what is computed whole on one thread waits for
+    nobody, and its sums do not depend on how many threads there are.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def side_by_side(device: torch.device, n_jobs: int) -> Iterator[Run]:
+    """What runs jobs: on a CPU each on a thread of its own, where there are enough of them for all threads.
+
+    Args:
+        device: where the jobs compute.
+        n_jobs: how many there will be at a time.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or not 1 < threads <= n_jobs:
+        yield lambda jobs: [job() for job in jobs]
+        return
+    with one_thread_each(device), ThreadPoolExecutor(threads, thread_name_prefix="side-by-side") as pool:
+        yield lambda jobs: list(pool.map(lambda job: job(), jobs))
 
 
 def usable_cores() -> int:

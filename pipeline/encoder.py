@@ -4,6 +4,7 @@ Any `transformers` encoder, the encoder of an encoder-decoder, or a decoder-only
 trains: evaluation mode, no gradient, no dropout.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -119,6 +120,35 @@ class Encoder:
         if self._config.model_type in ("t5", "mt5", "umt5"):
             return None
         return getattr(self._config, "max_position_embeddings", None)
+
+    def side_by_side(self, most: int) -> list["Encoder"]:
+        """This encoder for each of some threads that use it at a time: on a CPU as many as torch may use.
+
+        They share the weights and have modules of their own, because hooks sit on modules.
+
+        Args:
+            most: how many could be used.
+
+        Raises:
+            PipelineError: code that came with the encoder holds what cannot be copied.
+        """
+        if self.device.type != "cpu":
+            return [self]
+        return [self, *(self._twin() for _ in range(1, min(torch.get_num_threads(), most)))]
+
+    def _twin(self) -> "Encoder":
+        weights = [*self._model.parameters(), *self._model.buffers()]
+        copied: dict[int, Any] = {id(weight): weight for weight in weights}
+        twin = copy.copy(self)
+        try:
+            twin._model = copy.deepcopy(self._model, copied)
+        except Exception as error:
+            raise PipelineError(
+                f"--encoder {self.record.name}: two threads cannot use it at a time "
+                f"({checkpoint.in_short(error)}): give --threads 1"
+            ) from error
+        twin._blocks = tuple(copied[id(block)] for block in self._blocks)
+        return twin
 
     def max_length(self, asked: int | None) -> int:
         """The longest example to encode, in tokens.

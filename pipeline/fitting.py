@@ -5,8 +5,10 @@ the stack, so the time goes to the others.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,8 +70,8 @@ class Fitting:
         for group in self.groups:
             group.begin_epoch()
 
-    def step(self, batch: Batch, step: int) -> None:
-        """One update of every head.
+    def steps_of(self, batch: Batch, step: int) -> list[Callable[[], float]]:
+        """One update of every head: a job for each group, which gives the seconds it took.
 
         Args:
             batch: some training examples.
@@ -78,14 +80,16 @@ class Fitting:
         inputs, labels, _ = self.job.train.of(batch)
         number = self.steps * self.epoch + step
         scale = self.schedule.scale(number, steps=self.steps)
-        for group in self.groups:
-            group.step(inputs, labels, scale, number, self.schedule.precision)
+        precision = self.schedule.precision
+        return [partial(group.step, inputs, labels, scale, number, precision) for group in self.groups]
 
-    def predict(self, batch: Batch) -> Shaped[Tensor, "head unit ..."]:
-        """What every head that is alive makes of the units of a dev batch, see `Decoder.outcome`."""
+    def guesses_of(self, batch: Batch) -> list[Callable[[], Shaped[Tensor, "head unit ..."]]]:
+        """What every head that is alive makes of the units of a dev batch: a job for each group.
+
+        See `Decoder.outcome` for what a job gives.
+        """
         inputs, labels, _ = self.job.dev.of(batch)
-        found = [group.predict(inputs, labels, self.schedule.precision) for group in self.groups]
-        return torch.cat(found)
+        return [partial(group.predict, inputs, labels, self.schedule.precision) for group in self.groups]
 
     def end_epoch(self, dev: Mapping[str, Float64[ndarray, " head"]], seconds: float) -> list[Epoch]:
         """Takes note of an epoch and lets go of the heads that have ended.
@@ -191,7 +195,10 @@ class _Group:
         self.total = torch.zeros(len(self.numbers), device=device)
         self.failed = torch.zeros(len(self.numbers), dtype=torch.long, device=device)
 
-    def step(self, inputs: Inputs, labels: Tensor, scale: float, number: int, precision: Precision) -> None:
+    def step(
+        self, inputs: Inputs, labels: Tensor, scale: float, number: int, precision: Precision
+    ) -> float:
+        began = time.perf_counter()
         self.optimizer.zero_grad()
         scores = scores_of(self.heads, inputs, precision)
         loss = self.heads.decoder.loss(scores, labels, inputs.decoded_lengths)
@@ -202,7 +209,9 @@ class _Group:
         self.total += loss
         # On the device, without a look at it: a look would wait for the step.
         self.failed = torch.where((self.failed == 0) & ~loss.isfinite(), number + 1, self.failed)
+        return time.perf_counter() - began
 
+    @torch.inference_mode()
     def predict(
         self, inputs: Inputs, labels: Tensor, precision: Precision
     ) -> Shaped[Tensor, "head unit ..."]:

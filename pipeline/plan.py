@@ -1,8 +1,11 @@
 """What an extraction would cost, before it is run: tokens, bytes, operations, time."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from cache.layout import Keep
 from cache.plan import deal
 from pipeline.calibrate import encode_seconds
 from pipeline.corpus import Corpus
+from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
 from pipeline.extract import read_batch, recipe_for
 from pipeline.labels import find_labels
@@ -161,17 +165,22 @@ def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, f
     tokens = tokens.pieces
     blocks = _blocks(tokens, recipe)
 
-    def run(rows: Int[ndarray, " row"]) -> float:
+    def run(encoder: Encoder, rows: Int[ndarray, " row"]) -> float:
         return encode_seconds(encoder, tokens, rows, recipe.layers, recipe.batch_tokens)
 
-    flops = _flops(run, blocks[0]) / max(1, int(tokens.length[blocks[0]].sum()))
-    seconds, done = 0.0, 0
-    for rows in blocks:
-        seconds += run(rows)
-        done += int(tokens.length[rows].sum())
-        if seconds > _MEASURE_S:
-            break
-    return max(1, done) / max(seconds, 1e-9), flops
+    def rate(encoder: Encoder) -> float:
+        seconds, done = 0.0, 0
+        while seconds < _MEASURE_S and waiting:
+            rows = waiting.popleft()
+            seconds += run(encoder, rows)
+            done += int(tokens.length[rows].sum())
+        return done / max(seconds, 1e-9)
+
+    encoders = encoder.side_by_side(len(blocks))
+    with one_thread_each(encoder.device), ThreadPoolExecutor(len(encoders)) as pool:
+        flops = _flops(partial(run, encoder), blocks[0]) / max(1, int(tokens.length[blocks[0]].sum()))
+        waiting = deque(blocks)
+        return max(1.0, sum(pool.map(rate, encoders))), flops
 
 
 def _blocks(tokens: Tokens, recipe: Recipe) -> list[Int[ndarray, " row"]]:

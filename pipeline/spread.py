@@ -2,7 +2,7 @@
 
 The process that was asked plans, makes the bank's skeleton, sends the tokens of a few blocks at a time and
 marks the bank complete. A worker has the encoder's weights, once, and the bank's folder. A block is a pure
-function of its tokens, so it is the same whoever makes it, with the same number of threads.
+function of its tokens, so it is the same whoever makes it.
 """
 
 import os
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 Spread = Callable[[Stage], int]
 """How the missing blocks are made; returns how many that was."""
 
-_BLOCKS = {"cpu": 1, "cuda": 4}
-"""Blocks in one task: on a GPU one takes less time than sending it."""
+_ON_DEVICE = 4
+"""Blocks in one task beside a GPU: one takes less time than sending it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def on_cluster(client: "Client", *, threads: int | None = None) -> Spread:
 
     Args:
         client: see `pipeline.cluster.connect`.
-        threads: CPU threads of each worker's products; as many as its Dask threads by default.
+        threads: CPU threads of each worker; as many as its Dask threads by default.
     """
     return partial(_run, client, threads)
 
@@ -97,7 +97,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     )
     cluster.on_every_worker(client, partial(prepare, setting))
     stage.calibrate()
-    jobs = _jobs(stage, _BLOCKS.get(encoder.device.type, 1))
+    jobs = _jobs(stage, setting.threads if encoder.device.type == "cpu" else _ON_DEVICE)
     try:
         for job, written_bytes in cluster.run(client, partial(make_blocks, setting), jobs):
             stage.note(job.split, job.blocks, written_bytes)
@@ -107,7 +107,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
 
 
 def _dask_threads(client: "Client") -> int:
-    """Threads that a worker was given; the fewest, so that all of them round alike."""
+    """Threads that a worker was given; the fewest, which all of them have."""
     return max(1, min(client.nthreads().values(), default=1))
 
 
@@ -129,7 +129,7 @@ def _job(stage: Stage, split: str, blocks: tuple[int, ...]) -> Job:
 
 _ENCODERS: dict[str, Encoder] = {}
 _ONE = threading.Lock()
-"""One block at a time in a process, however many threads Dask gives it: there is one encoder."""
+"""One task at a time in a process, however many threads Dask gives it: there is one encoder."""
 
 
 def prepare(setting: Setting) -> None:

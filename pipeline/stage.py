@@ -1,12 +1,15 @@
-"""The blocks of a bank in the making: while one is computed, the ones before it are written.
+"""The blocks of a bank in the making, several at a time: each is computed and written by one thread.
 
 What is written stays: a run that ends early is continued by the same command.
 """
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +22,14 @@ from cache import Writer
 from cache.layout import TOKEN_ARRAYS
 from cache.targets import ranges
 from pipeline.arrays import TORCH_DTYPES, to_numpy
+from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.quantise import Quantised, Quantiser
 from pipeline.tokens import Tokens
 
-_BUFFERS = 3
-"""One block being computed, one being written, one in reserve."""
+_ON_DEVICE = 3
+"""Blocks in work beside a device: one is computed there while two are copied and written."""
 
 
 class StoppedError(PipelineError):
@@ -44,8 +48,23 @@ class Progress:
     n_tokens: int
 
 
+@dataclass(kw_only=True)
+class _Lane:
+    """What one thread makes its blocks with."""
+
+    encoder: Encoder
+    buffer: Tensor  # of one block, on the encoder's device
+    pinned: Tensor | None = None  # the same in host memory that a device copies to by itself
+    copies: Any = None  # the stream of those copies
+    quantiser: Quantiser | None = None
+
+
 class Stage:
-    """Computes the missing blocks and writes each behind the next one's computation.
+    """Computes and writes the missing blocks.
+
+    On a CPU each thread takes a block, computes it alone and writes it, while the others go on with theirs:
+    threads that share a forward wait for each other at every product. A block's states then depend on
+    nothing but its tokens. Before another device threads take turns: one computes, the others write.
 
     Args:
         writer: of the bank.
@@ -75,33 +94,41 @@ class Stage:
             self._totals += self._counts(split, block)
         self._done = np.zeros(2, dtype=np.int64)
         self._blocks_written = self.written_bytes = 0
-        self._pending: list[Future[int]] = []
-        self._free: queue.Queue[Tensor] = queue.Queue()
+        self._free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        self._turn: AbstractContextManager[Any] = (
+            nullcontext() if encoder.device.type == "cpu" else threading.Lock()
+        )
 
     def run(self) -> int:
         """Encodes and writes what is missing; returns how many blocks that was."""
-        self._make_buffers()
-        int8 = self.writer.recipe.dtype == "int8"
-        self._int8 = Quantiser(self.writer, self.encoder.device, self._encode) if int8 else None
-        with ThreadPoolExecutor(1, thread_name_prefix="bank-writer") as pool:
+        lanes = list(self._lanes())
+        if not lanes:
+            self.calibrate()
+            return 0
+        with (
+            one_thread_each(self.encoder.device),
+            ThreadPoolExecutor(len(lanes), thread_name_prefix="bank-block") as pool,
+        ):
+            for lane in lanes:
+                self._equip(lane)
+            made = {pool.submit(self._make, split, block): (split, block) for split, block in self.todo}
             try:
-                for split, block in self.todo:
-                    self._collect(wait=False)
-                    buffer = self._free.get()
-                    found = self._fill(split, block, buffer)
-                    ready = self._event()
-                    self._pending.append(pool.submit(self._write, split, block, buffer, found, ready))
-                    self._report(split)
-                self._collect(wait=True)
-            except KeyboardInterrupt:
-                self._collect(wait=True)
+                for future in as_completed(made):
+                    split, block = made.pop(future)
+                    self.note(split, [block], future.result())
+            except BaseException as error:
+                pool.shutdown(cancel_futures=True)
+                if not isinstance(error, KeyboardInterrupt):
+                    raise
+                self._blocks_written += sum(map(_succeeded, made))
                 raise self.stopped() from None
         return len(self.todo)
 
     def calibrate(self) -> None:
         """Makes the scale and shift of an int8 bank, before other processes write its blocks."""
         if self.writer.recipe.dtype == "int8":
-            Quantiser(self.writer, self.encoder.device, self._encode)
+            with one_thread_each(self.encoder.device):
+                Quantiser(self.writer, self.encoder.device, partial(self._encode, self.encoder))
 
     def stopped(self) -> StoppedError:
         """What to say when the user stopped it."""
@@ -111,32 +138,54 @@ class Stage:
         )
 
     def note(self, split: str, blocks: Sequence[int], written_bytes: int) -> None:
-        """Takes note of blocks that another process wrote."""
+        """Takes note of blocks that are written, here or by another process."""
         for block in blocks:
             self._done += self._counts(split, block)
         self._blocks_written += len(blocks)
         self.written_bytes += written_bytes
         self._report(split)
 
-    def _make_buffers(self) -> None:
+    def _lanes(self) -> Iterator[_Lane]:
+        """One lane a thread of a CPU; a few lanes before another device, which has no threads of ours."""
         recipe, device = self.writer.recipe, self.encoder.device
         room = max((self.writer.plans[split].block_tokens for split, _ in self.todo), default=0)
-        shape = (len(recipe.layers), room, recipe.encoder.width)
-        for _ in range(min(_BUFFERS, len(self.todo))):
-            self._free.put(torch.zeros(shape, dtype=TORCH_DTYPES[recipe.dtype], device=device))
-        if device.type == "cuda":
-            self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._pinned = torch.zeros(shape, dtype=TORCH_DTYPES[recipe.dtype], pin_memory=True)
+        shape, dtype = (len(recipe.layers), room, recipe.encoder.width), TORCH_DTYPES[recipe.dtype]
+        encoders = self.encoder.side_by_side(len(self.todo))
+        if device.type != "cpu":
+            encoders *= min(_ON_DEVICE, len(self.todo))
+        for encoder in encoders[: len(self.todo)]:
+            lane = _Lane(encoder=encoder, buffer=torch.zeros(shape, dtype=dtype, device=device))
+            if device.type == "cuda":
+                lane.copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+                lane.pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
+            yield lane
 
-    def _fill(self, split: str, block: int, buffer: Tensor) -> Quantised | None:
-        """Computes a block's states into a buffer, as they will be stored."""
-        counts, found = self._counts(split, block), None
-        if self._int8 is None:
-            self._encode(split, block, buffer)
+    def _equip(self, lane: _Lane) -> None:
+        """Makes a lane ready; the first one calibrates an int8 bank."""
+        if self.writer.recipe.dtype == "int8":
+            states_of = partial(self._encode, lane.encoder)
+            lane.quantiser = Quantiser(self.writer, self.encoder.device, states_of)
+        self._free.put(lane)
+
+    def _make(self, split: str, block: int) -> int:
+        """Computes and writes one block; returns the bytes written."""
+        lane = self._free.get()
+        try:
+            with self._turn:
+                found = self._fill(lane, split, block)
+                ready = self._event()
+            return self._write(lane, split, block, found, ready)
+        finally:
+            self._free.put(lane)
+
+    def _fill(self, lane: _Lane, split: str, block: int) -> Quantised | None:
+        """Computes a block's states into a lane's buffer, as they will be stored."""
+        found = None
+        if lane.quantiser is None:
+            self._encode(lane.encoder, split, block, lane.buffer)
         else:
-            found = self._int8.fill(split, block, buffer)
-        buffer[:, int(counts[1]) :] = 0
-        self._done += counts
+            found = lane.quantiser.fill(split, block, lane.buffer)
+        lane.buffer[:, int(self._counts(split, block)[1]) :] = 0
         return found
 
     def _event(self) -> Any:
@@ -144,12 +193,12 @@ class Stage:
         device = self.encoder.device
         return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
-    def _encode(self, split: str, block: int, buffer: Tensor) -> None:
+    def _encode(self, encoder: Encoder, split: str, block: int, buffer: Tensor) -> None:
         plan = self.writer.plans[split]
         chosen = plan.examples(block)
         places = plan.start[chosen] - block * plan.block_tokens
         sequences, start = self.tokens[split].pieces_of(plan.row[chosen], places, self.kept[split])
-        self.encoder.encode(
+        encoder.encode(
             self.tokens[split].pieces,
             sequences,
             kept=self.kept[split],
@@ -160,46 +209,27 @@ class Stage:
         )
         self.tokens[split].release()
 
-    def _write(self, split: str, block: int, buffer: Tensor, found: Quantised | None, ready: Any) -> int:
-        try:
-            plan, tokens = self.writer.plans[split], self.tokens[split]
-            rows = plan.row[plan.examples(block)]
-            at = ranges(tokens.start[rows], tokens.length[rows])
-            at = at[self.kept[split][at]]
-            small = {}
-            for name in TOKEN_ARRAYS:
-                small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
-                small[name][: len(at)] = getattr(tokens, name)[at]
-            states = to_numpy(self._on_host(buffer, ready))[:, : plan.block_tokens]
-            if found is None:
-                return self.writer.write_block(split, block, states, small)
-            with torch.cuda.stream(None if ready is None else self._copies):
-                clipped = found.check(self.writer, split, block)
-            return self.writer.write_block(split, block, states, small, clipped)
-        finally:
-            self._free.put(buffer)
-
-    def _on_host(self, buffer: Tensor, ready: Any) -> Tensor:
-        """The buffer in host memory, copied on a stream of its own while the device goes on."""
-        if ready is None:
-            return buffer.cpu()
-        with torch.cuda.stream(self._copies):
-            self._copies.wait_event(ready)
-            self._pinned.copy_(buffer, non_blocking=True)
-        self._copies.synchronize()
-        return self._pinned
+    def _write(self, lane: _Lane, split: str, block: int, found: Quantised | None, ready: Any) -> int:
+        plan, tokens = self.writer.plans[split], self.tokens[split]
+        rows = plan.row[plan.examples(block)]
+        at = ranges(tokens.start[rows], tokens.length[rows])
+        at = at[self.kept[split][at]]
+        small = {}
+        for name in TOKEN_ARRAYS:
+            small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
+            small[name][: len(at)] = getattr(tokens, name)[at]
+        states = to_numpy(_on_host(lane, ready))[:, : plan.block_tokens]
+        if found is None:
+            return self.writer.write_block(split, block, states, small)
+        with torch.cuda.stream(lane.copies):
+            clipped = found.check(self.writer, split, block)
+        return self.writer.write_block(split, block, states, small, clipped)
 
     def _counts(self, split: str, block: int) -> Int[ndarray, "2"]:
         """Examples and kept tokens of a block."""
         plan = self.writer.plans[split]
         chosen = plan.examples(block)
         return np.array([chosen.stop - chosen.start, int(plan.length[chosen].sum())])
-
-    def _collect(self, *, wait: bool) -> None:
-        """Takes note of blocks that are written; raises what their writing raised."""
-        while self._pending and (wait or self._pending[0].done()):
-            self.written_bytes += self._pending.pop(0).result()
-            self._blocks_written += 1
 
     def _report(self, split: str) -> None:
         self._progress(
@@ -212,3 +242,18 @@ class Stage:
                 n_tokens=int(self._totals[1]),
             )
         )
+
+
+def _on_host(lane: _Lane, ready: Any) -> Tensor:
+    """A lane's buffer in host memory, copied on a stream of its own while the device goes on."""
+    if lane.pinned is None:
+        return lane.buffer.cpu()
+    with torch.cuda.stream(lane.copies):
+        lane.copies.wait_event(ready)
+        lane.pinned.copy_(lane.buffer, non_blocking=True)
+    lane.copies.synchronize()
+    return lane.pinned
+
+
+def _succeeded(future: Future[int]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -4,6 +4,7 @@ Several stacks that read the same tokens step on the same batches, so one read o
 Nothing here touches the encoder.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from numpy import ndarray
 
 from pipeline import metrics
 from pipeline.batches import Labelled
+from pipeline.device import side_by_side
 from pipeline.fitting import Fitting, scores_of
 from pipeline.head import Head
 from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained
@@ -77,27 +79,29 @@ def train_epoch(fittings: Sequence[Fitting], epoch: int) -> list[float]:
     """One pass over the training examples, all stacks stepping on the same batches.
 
     Returns:
-        Seconds of each stack: its own steps, and its share of making the batches.
+        Seconds of each stack: its share of the epoch's, by the time its own steps took.
     """
     feed, schedule = fittings[0].job.train.feed, fittings[0].schedule
     for fitting in fittings:
         fitting.begin_epoch()
-    spent = [0.0] * len(fittings)
+    owners = [k for k, fitting in enumerate(fittings) for _ in fitting.groups]
+    costs = np.zeros(len(owners))
     began = time.perf_counter()
     stream = feed.batches(
         feed.order(seed=schedule.data_seed, epoch=epoch),
         batch_size=schedule.batch_size,
         dtype=getattr(torch, schedule.precision),
     )
-    for step, batch in enumerate(stream):
-        for k, fitting in enumerate(fittings):
-            start = time.perf_counter()
-            fitting.step(batch, step)
-            spent[k] += time.perf_counter() - start
+    with side_by_side(feed.device, len(owners)) as run:
+        for step, batch in enumerate(stream):
+            jobs = [job for fitting in fittings for job in fitting.steps_of(batch, step)]
+            dearest_first = np.argsort(-costs)  # so that no thread has a dear one alone at the end
+            costs[dearest_first] += run([jobs[job] for job in dearest_first])
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
-    rest = (time.perf_counter() - began - sum(spent)) / len(fittings)
-    return [own + rest for own in spent]
+    seconds = time.perf_counter() - began
+    shares = np.bincount(owners, costs, minlength=len(fittings)) / max(costs.sum(), 1e-9)
+    return [float(seconds * share) for share in shares]
 
 
 def dev_scores(fittings: Sequence[Fitting]) -> list[dict[str, ndarray]]:
@@ -106,12 +110,14 @@ def dev_scores(fittings: Sequence[Fitting]) -> list[dict[str, ndarray]]:
     dtype = getattr(torch, schedule.precision)
     found = [_Guesses(len(fitting.alive), fitting.job.dev) for fitting in fittings]
     feed = fittings[0].job.dev.feed
-    with torch.inference_mode():
-        everything = np.arange(feed.n_examples)
-        size = min(fitting.groups[0].heads.decoder.evaluated_at_once for fitting in fittings)
+    everything = np.arange(feed.n_examples)
+    size = min(fitting.groups[0].heads.decoder.evaluated_at_once for fitting in fittings)
+    with torch.inference_mode(), side_by_side(feed.device, sum(len(f.groups) for f in fittings)) as run:
         for batch in feed.batches(everything, batch_size=size, dtype=dtype):
+            made = iter(run([job for fitting in fittings for job in fitting.guesses_of(batch)]))
             for guesses, fitting in zip(found, fittings, strict=True):
-                guesses.add(fitting.job.dev.units(batch), fitting.predict(batch))
+                of_heads = torch.cat(list(itertools.islice(made, len(fitting.groups))))
+                guesses.add(fitting.job.dev.units(batch), of_heads)
     return [
         metrics.report(**guesses.all(), names=fitting.job.target.names)
         for guesses, fitting in zip(found, fittings, strict=True)

@@ -1,9 +1,10 @@
 import os
+import threading
 
 import pytest
 import torch
 
-from pipeline.device import pick_device, set_threads
+from pipeline.device import pick_device, set_threads, side_by_side
 from pipeline.errors import PipelineError
 
 
@@ -54,3 +55,29 @@ def test_threads_are_counted_where_the_system_cannot_bind_a_process_to_cores(mon
 def test_fewer_than_one_thread_is_refused(count):
     with pytest.raises(PipelineError, match=f"--threads {count}: give 1 or more"):
         set_threads(count)
+
+
+def test_jobs_side_by_side_have_a_thread_each_and_give_their_results_in_order():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    meet = threading.Barrier(2, timeout=60)  # passed only by two jobs at a time
+    try:
+        with side_by_side(torch.device("cpu"), 2) as run:
+            found = run([lambda k=k: (meet.wait() >= 0, torch.get_num_threads(), k) for k in range(2)])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(True, 1, 0), (True, 1, 1)]
+
+
+def test_fewer_jobs_than_threads_come_one_after_the_other_on_all_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with side_by_side(torch.device("cpu"), 2) as run:
+            found = run(
+                [lambda k=k: (threading.current_thread(), torch.get_num_threads(), k) for k in range(2)]
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(threading.current_thread(), 3, 0), (threading.current_thread(), 3, 1)]

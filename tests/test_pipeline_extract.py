@@ -357,7 +357,21 @@ def test_few_buffers_serve_all_blocks(tmp_path, corpus, monkeypatch):
 
     monkeypatch.setattr(Encoder, "encode", watched)
     assert extract(corpus(train=many_rows(90)), encoder_of(), str(tmp_path / "b")).blocks_encoded > 6
-    assert len(buffers) <= 3
+    assert len(buffers) <= torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_bank_is_the_same_whatever_the_number_of_threads(tmp_path, corpus, dtype):
+    data, before = corpus(train=many_rows(60)), torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            extract(data, encoder_of(), str(tmp_path / f"{threads}"), dtype=dtype)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert files_of(tmp_path / "1") == files_of(tmp_path / "3")
 
 
 # Stops, resumes, faults.
@@ -388,12 +402,14 @@ def test_a_bank_is_the_same_however_often_it_was_stopped(tmp_path, corpus, keep)
             r"stopped: (\d+) of (\d+) blocks were written and stay\. Run the same command again to go on",
             str(caught.value),
         )
-        assert (int(found[1]), int(found[2])) == (block, whole.blocks - there)
-        there += block
+        written, missing = map(int, found.groups())
+        assert missing == whole.blocks - there
+        assert block <= written <= missing  # what was in work when it was stopped is written too
+        there += written
         with pytest.raises(CacheError, match="not complete"):
             open_bank(path)
     rest = extract(data, encoder_of(), path, keep=keep)
-    assert rest.blocks_encoded == whole.blocks - there > 0
+    assert rest.blocks_encoded == whole.blocks - there
     assert rest.blocks == whole.blocks == whole.blocks_encoded
     assert files_of(path) == files_of(whole.store)
 
@@ -600,7 +616,7 @@ def test_an_error_of_the_encoder_leaves_what_is_written_whole(tmp_path, corpus, 
     with pytest.raises(PipelineError, match="too little memory"):
         extract(data, encoder_of(), str(tmp_path / "b"))
     rest = extract(data, encoder_of(), str(tmp_path / "b"))
-    assert rest.blocks - rest.blocks_encoded == 3
+    assert 3 <= rest.blocks - rest.blocks_encoded < rest.blocks  # what was in work then is written too
 
 
 def scaled(family, folder, name, factor):

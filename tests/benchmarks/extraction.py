@@ -1,8 +1,9 @@
 """Seconds of an extraction: snips train, float32 forward, all tokens and layers, a float16 bank.
 
 Against the plain script (model load and process start outside on both sides, tokenizing and writing
-inside), and with `--against forward` against nothing but the forwards of the very same batches in this
-process.
+inside). With `--against forward` against nothing but the forwards of the very same batches in this process,
+one after the other on all threads; with `--against side-by-side` against those forwards as an extraction
+runs them, each on one thread.
 """
 
 import shutil
@@ -10,7 +11,7 @@ import shutil
 from _common import encoder, layerbank, pairs, parser, run, show
 
 made = parser(__doc__)
-made.add_argument("--against", choices=("plain", "forward"), default="plain")
+made.add_argument("--against", choices=("plain", "forward", "side-by-side"), default="plain")
 made.add_argument("--precision", default="float32")
 made.add_argument("--rows", type=int, default=0, help="only so many rows, to try the script")
 arguments = made.parse_args()
@@ -41,11 +42,13 @@ def plain() -> float:
 def forwards() -> float:
     """Seconds of the forwards of every batch of the bank, states dropped; batches are padded beforehand."""
     import time
+    from concurrent.futures import ThreadPoolExecutor
 
     import torch
 
     from cache import open_bank
     from pipeline.corpus import load_corpus
+    from pipeline.device import one_thread_each
     from pipeline.encoder import Encoder, _pad
     from pipeline.extract import _tokenize
     from pipeline.grouping import group
@@ -63,8 +66,14 @@ def forwards() -> float:
             batches.append((padded, types, size))
     loaded._forward(*batches[0], layers)
     began = time.perf_counter()
-    for batch in batches:
-        loaded._forward(*batch, layers)
+    if arguments.against == "forward":
+        for batch in batches:
+            loaded._forward(*batch, layers)
+        return time.perf_counter() - began
+    encoders = loaded.side_by_side(arguments.threads)
+    with one_thread_each(loaded.device), ThreadPoolExecutor(len(encoders)) as pool:
+        waiting = iter(batches)  # shared: each encoder takes the next one
+        list(pool.map(lambda one: [one._forward(*batch, layers) and None for batch in waiting], encoders))
     return time.perf_counter() - began
 
 
