@@ -77,7 +77,7 @@ def settle(
     for name, split in rows.items():
         if name in there:
             order = _order(path, there[name], name, split, fresh[name])
-            plans[name], differs = _place(path, root, name, order, split, recipe.seed)
+            plans[name], differs = _place(path, root, name, order, split, recipe)
         else:
             differs = True
         before = sum(order.sizes) if name in there else 0
@@ -134,7 +134,7 @@ def _read(group: zarr.Group, name: str) -> ndarray | None:
 
 
 def _place(
-    path: str, root: zarr.Group, name: str, order: _Order, rows: Rows, seed: int
+    path: str, root: zarr.Group, name: str, order: _Order, rows: Rows, recipe: Recipe
 ) -> tuple[Plan, bool]:
     """The plan of a split that is there, and whether it is another than the bank's."""
     row = match(order.text_hash, order.row, rows.text_hash)
@@ -144,11 +144,13 @@ def _place(
             f"{path} was made from other rows ({gone} of {len(row)} of split {name} are not in the data): "
             "name another --store, or remove this bank"
         )
-    plan = lay(row, rows.length, sizes=order.sizes, room=order.room)
-    _check_deal(root, name, plan)
+    room = recipe.block_tokens
+    plan = lay(row, rows.lengths, sizes=order.sizes, block_tokens=room, kept=rows.kept)
+    _check_deal(root, name, plan, order.room)
     new = np.setdiff1d(np.arange(len(rows.length)), row)
     if len(new):
-        return grow(plan, new, rows.length, seed=seed), True
+        grown = grow(plan, new, rows.lengths, block_tokens=room, seed=recipe.seed, kept=rows.kept)
+        return grown, True
     return plan, order.row is not None and not np.array_equal(row, order.row)
 
 
@@ -183,24 +185,23 @@ def match(
     return found
 
 
-def _check_deal(root: zarr.Group, name: str, plan: Plan) -> None:
+def _check_deal(root: zarr.Group, name: str, plan: Plan, room: int) -> None:
     """Refuses a split whose blocks were filled another way than here: its states would be mistaken.
 
     Raises:
         CacheError: they were.
     """
-    if name not in root:
-        return
+    differ = [] if plan.block_tokens == room else ["block_tokens"]
     for array, expected in (("start", plan.start), ("length", plan.length)):
-        found = _read(root[name], array)
-        if found is None:
-            continue
-        n = min(len(found), len(expected))
-        if not np.array_equal(found[:n], expected[:n]):
-            raise CacheError(
-                f"split {name} of the bank was dealt another way ({array} differs), by other versions of "
-                f"its packages ({root.attrs['versions']}): use those, or name another --store"
-            )
+        found = _read(root[name], array) if name in root else None
+        if found is not None:
+            n = min(len(found), len(expected))
+            differ += [] if np.array_equal(found[:n], expected[:n]) else [array]
+    if differ:
+        raise CacheError(
+            f"split {name} of the bank was dealt another way ({differ[0]} differs), by other versions of "
+            f"its packages ({root.attrs['versions']}): use those, or name another --store"
+        )
 
 
 def _generations(plan: Plan, fresh: Plan) -> list[dict[str, int]]:
@@ -266,7 +267,7 @@ def _apply(
             continue
         if "fingerprint" in found:
             skeleton.fit_arrays(there[name], recipe, plan)
-            skeleton.write_examples(there[name], plan, rows[name])
+            skeleton.write_examples(there[name], recipe, plan, rows[name])
             there[name].update_attributes(attrs)
         else:
             skeleton.make_split(root, name, recipe, plan, rows[name])

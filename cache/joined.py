@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy import ndarray
 from cache import codecs
 from cache.errors import CacheError
 from cache.layout import Kind, Recipe
-from cache.reader import Bank, Split, open_bank
+from cache.reader import Bank, Split, cached_chunks, open_bank
 from cache.targets import Target, ranges, spans
 
 _DECODED_BLOCKS = 64
@@ -105,7 +104,7 @@ class JoinedSplit(Split):
         self.n_tokens = int(self.length.sum())
         self.generations = [{"examples": self.n_examples, "blocks": self.n_blocks}]
         self._find_tokens()
-        self.chunk = lru_cache(_DECODED_BLOCKS)(self._open_chunk)
+        self._chunks = cached_chunks(self._open_chunk, _DECODED_BLOCKS)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process is put together there."""
@@ -154,7 +153,8 @@ class JoinedSplit(Split):
         for part, (split, _) in enumerate(self._parts):
             mine = np.flatnonzero(self._token_part[here] == part)
             if len(mine):
-                out[:, mine] = split.to_float(split.take(self._token[here][mine], layers), layers)
+                tokens = self._token[here][mine]
+                out[:, mine] = split.to_float(split.take(tokens, layers), tokens, layers)
         return list(out)
 
     def _open_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
@@ -224,6 +224,27 @@ class _NamedSplit(Split):
         return numbered(found, self.class_names(name)) if found.names else found
 
 
+class _ClassNames:
+    """The names of a target's classes: of a bank's own splits, then those that only pieces have.
+
+    Apart from the joined bank: its split asks for them, and were the bank held by the split that it holds,
+    the memory of both would stay taken until the garbage collector comes round.
+    """
+
+    def __init__(self, bank: Bank, others: Sequence[str], sources: Sequence[Split]) -> None:
+        self._bank, self._others, self._sources = bank, others, sources
+        self._names: dict[str, tuple[str, ...]] = {}
+
+    def __call__(self, target: str) -> tuple[str, ...]:
+        """The names, read on the first call."""
+        if target not in self._names:
+            splits = [*(self._bank.split(name) for name in self._others), *self._sources]
+            having = [split for split in splits if target in split.target_names()]
+            found = dict.fromkeys(name for split in having for name in split.target(target).names)
+            self._names[target] = tuple(found)
+        return self._names[target]
+
+
 class JoinedBank(Bank):
     """A bank with one split replaced by pieces of splits, of the same bank and of others.
 
@@ -242,10 +263,10 @@ class JoinedBank(Bank):
         opened = {piece.store: open_bank(piece.store) for piece in pieces}
         for other in opened.values():
             _check_alike(bank, other)
-        self._replaced = split
-        self._others = [name for name in super().splits if name != split]
-        self._sources = [opened[piece.store].split(piece.split) for piece in pieces]
-        self._bank, self._names = bank, dict[str, tuple[str, ...]]()
+        self._bank, self._replaced = bank, split
+        sources = [opened[piece.store].split(piece.split) for piece in pieces]
+        others = [name for name in super().splits if name != split]
+        self.class_names: ClassNames = _ClassNames(bank, others, sources)
         self.made_of = [
             {**{name: value for name, value in asdict(piece).items() if name != "store"},
              "bank": opened[piece.store].fingerprint}
@@ -253,7 +274,7 @@ class JoinedBank(Bank):
         ]  # fmt: skip
         described = json.dumps([bank.fingerprint, split, self.made_of], sort_keys=True)
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
-        parts = [(s, piece.examples(s)) for piece, s in zip(pieces, self._sources, strict=True)]
+        parts = [(s, piece.examples(s)) for piece, s in zip(pieces, sources, strict=True)]
         self._joined = JoinedSplit(split, bank.recipe, parts, self.class_names)
 
     @property
@@ -278,15 +299,6 @@ class JoinedBank(Bank):
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process joins the pieces itself."""
         return JoinedBank, (self._bank, self._replaced, self.pieces)
-
-    def class_names(self, target: str) -> tuple[str, ...]:
-        """The names of a target's classes in this bank's splits, then those that only pieces have."""
-        if target not in self._names:
-            splits = [*(self._bank.split(name) for name in self._others), *self._sources]
-            having = [split for split in splits if target in split.target_names()]
-            found = dict.fromkeys(name for split in having for name in split.target(target).names)
-            self._names[target] = tuple(found)
-        return self._names[target]
 
 
 def numbered(target: Target, names: tuple[str, ...]) -> Target:

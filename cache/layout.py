@@ -3,6 +3,7 @@
 ``docs/bank-format.md`` is the normative text; this module is its form in code.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from typing import Any, Literal
@@ -20,7 +21,7 @@ OUTPUT_LAYER = "output_layer.safetensors"
 """File beside the splits of masked text: the encoder's output layer."""
 
 SCALE, SHIFT, CLIPPED = "scale", "shift", "clipped"
-"""Arrays of an int8 bank: layer width, layer width, block layer (see `cache.calibration`)."""
+"""Arrays of an int8 bank: group layer width, group layer width, block layer (see `cache.calibration`)."""
 
 CALIBRATION = "calibration"
 """Root attribute of an int8 bank: the digest of scale and shift."""
@@ -45,7 +46,20 @@ EXAMPLE_ARRAYS = {
 }
 """Arrays with one entry an example, in the order in which examples were dealt to blocks."""
 
+FULL_LENGTH = "full_length"
+"""One more such array in banks of `words`: without it they could not be dealt as one of all tokens is."""
+
 Keep = Literal["all", "words", "first", "masked"]
+
+ALIKE: Mapping[Keep, tuple[Keep, ...]] = {
+    "all": ("all", "words"),
+    "words": ("all", "words"),
+    "first": ("first",),
+    "masked": ("masked",),
+}
+"""For each choice of tokens, those whose banks are dealt alike: an example lies in the same block of each.
+Blocks are filled by the tokens of the first of them."""
+
 Codec = Literal["none", "lz4", "zstd"]
 
 CHUNK_BYTES = 4 * 2**20
@@ -114,6 +128,11 @@ class Recipe:
         except (KeyError, TypeError) as error:
             raise CacheError(f"bank attribute {error} is missing or odd: extract the bank again") from error
         return cls(**{**known, "layers": tuple(attrs["layers"])})
+
+
+def example_arrays(keep: Keep) -> dict[str, str]:
+    """The arrays with one entry an example of a bank, each with its data type."""
+    return {**EXAMPLE_ARRAYS, FULL_LENGTH: "int32"} if keep == "words" else EXAMPLE_ARRAYS
 
 
 def block_tokens_for(width: int, max_length: int) -> int:

@@ -14,20 +14,41 @@ from functools import cached_property, lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import zarr
-from jaxtyping import Float32, Int, Shaped, UInt8, UInt64
+from jaxtyping import Bool, Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
 from cache import calibration, codecs, store, targets
 from cache.errors import BankIncomplete, CacheError, CorruptChunk, StoreRefused, StoreUnreachable
-from cache.layout import CLIPPED, GENERATIONS, SCALE, SHIFT, STATES, Recipe
+from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, STATES, Recipe
 from cache.place import Place, place
 from cache.skeleton import check_version
 
 _DECODED_BYTES = 512 * 2**20
 """Memory for the chunks of a split that cannot be mapped and so are kept decoded."""
+
+
+Chunks = Callable[[int, int], Shaped[ndarray, "token width"]]
+
+
+def cached_chunks(open_chunk: Chunks, kept: int) -> Chunks:
+    """A method that opens chunks, as a function that keeps the last ones.
+
+    It does not hold the method's object: they would hold each other, and the chunks stay in memory until
+    the garbage collector comes round, which takes no note of what arrays weigh.
+    """
+    method = WeakMethod(open_chunk)
+
+    @lru_cache(kept)
+    def chunk(index: int, block: int) -> Shaped[ndarray, "token width"]:
+        alive = method()
+        assert alive is not None
+        return alive(index, block)
+
+    return chunk
 
 
 class Split:
@@ -51,7 +72,7 @@ class Split:
         self._checked: set[tuple[int, int]] = set()
         decoded = max(len(self.layers), _DECODED_BYTES // self._chunk_bytes)
         kept = store.mappable_files() if self._maps else decoded
-        self.chunk: Callable[[int, int], Shaped[ndarray, "token width"]] = lru_cache(kept)(self._open_chunk)
+        self._chunks = cached_chunks(self._open_chunk, kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy in another process opens the files itself."""
@@ -84,6 +105,11 @@ class Split:
         return self._example_array("length")
 
     @cached_property
+    def full_length(self) -> Int[ndarray, " example"]:
+        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it."""
+        return self.length if self.keep == "all" else self._example_array(FULL_LENGTH)
+
+    @cached_property
     def n_words(self) -> Int[ndarray, " example"]:
         """Number of words of each example in the source, those cut off included."""
         return self._example_array("n_words")
@@ -114,14 +140,22 @@ class Split:
         return self._token_array("kind")
 
     @cached_property
-    def scale(self) -> Float32[ndarray, "layer width"] | None:
-        """Of an int8 bank: what a stored number is multiplied by, for each layer kept and channel."""
-        return self._example_array(SCALE) if self.recipe.dtype == "int8" else None
+    def scale(self) -> Float32[ndarray, "group layer width"] | None:
+        """Of an int8 bank: what a stored number is multiplied by, for each layer kept and channel.
+
+        Tokens that are not `first_tokens` come first, those that are second.
+        """
+        return self._channels(SCALE) if self.recipe.dtype == "int8" else None
 
     @cached_property
-    def shift(self) -> Float32[ndarray, "layer width"] | None:
+    def shift(self) -> Float32[ndarray, "group layer width"] | None:
         """Of an int8 bank: what is added after that."""
-        return self._example_array(SHIFT) if self.recipe.dtype == "int8" else None
+        return self._channels(SHIFT) if self.recipe.dtype == "int8" else None
+
+    @cached_property
+    def first_tokens(self) -> Bool[ndarray, " token"]:
+        """Which tokens have the scale and shift of first tokens."""
+        return calibration.first_tokens(self.keep, self.kind, self.start[self.length > 0])
 
     @property
     def clipped_frac(self) -> float | None:
@@ -136,18 +170,23 @@ class Split:
         return float(np.sum(counts)) / max(1, self.n_tokens * self.width * len(self.layers))
 
     def to_float(
-        self, states: Shaped[ndarray, "layer token width"], layers: Sequence[int] | None = None
+        self,
+        states: Shaped[ndarray, "layer token width"],
+        tokens: Int[ndarray, " token"],
+        layers: Sequence[int] | None = None,
     ) -> Shaped[ndarray, "layer token width"]:
         """Stored states as numbers: float32 for an int8 bank, as they are for any other.
 
         Args:
             states: as `take` and `gather` give them.
+            tokens: their positions on the token axis.
             layers: numbers of the layers they are of, all by default.
         """
         if self.scale is None or self.shift is None:
             return states
         indices = self.layer_indices(layers)
-        return calibration.dequantise(states, self.scale[indices], self.shift[indices])
+        scale, shift = self.scale[:, indices], self.shift[:, indices]
+        return calibration.dequantise(states, scale, shift, self.first_tokens[tokens])
 
     def take(
         self, tokens: Int[ndarray, " token"], layers: Sequence[int] | None = None
@@ -254,7 +293,7 @@ class Split:
             here = slice(block * self.block_tokens, (block + 1) * self.block_tokens)
             # Not kept mapped or decoded: all of it is in `out` now.
             for k, chunk in enumerate(self.read_block(block, layers)):
-                self._floats(indices[k], chunk, out[k, here])
+                self._floats(indices[k], block, chunk, out[k, here])
         return out
 
     def dask(self, layers: Sequence[int] | None = None) -> Any:
@@ -274,11 +313,21 @@ class Split:
         )
         return whole[self.layer_indices(layers)]
 
+    def chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
+        """One chunk as it is stored; the last ones are kept.
+
+        Raises:
+            CorruptChunk: it is damaged.
+        """
+        return self._chunks(index, block)
+
     def float_chunk(self, index: int, block: int) -> Shaped[ndarray, "token width"]:
         """One chunk as numbers."""
         chunk = self.chunk(index, block)
         return (
-            chunk if self.scale is None else self._floats(index, chunk, np.empty(chunk.shape, np.float32))
+            chunk
+            if self.scale is None
+            else self._floats(index, block, chunk, np.empty(chunk.shape, np.float32))
         )
 
     @property
@@ -286,12 +335,17 @@ class Split:
         return np.dtype(np.float32) if self.recipe.dtype == "int8" else self.dtype
 
     def _floats(
-        self, index: int, chunk: Shaped[ndarray, "token width"], out: Shaped[ndarray, "token width"]
+        self,
+        index: int,
+        block: int,
+        chunk: Shaped[ndarray, "token width"],
+        out: Shaped[ndarray, "token width"],
     ) -> Shaped[ndarray, "token width"]:
         if self.scale is None or self.shift is None:
             out[:] = chunk
             return out
-        return calibration.dequantise(chunk, self.scale[index], self.shift[index], out)
+        first = self.first_tokens[block * self.block_tokens : (block + 1) * self.block_tokens]
+        return calibration.dequantise(chunk, self.scale[:, index], self.shift[:, index], first, out)
 
     def layer_indices(self, layers: Sequence[int] | None) -> list[int]:
         """Positions of layer numbers on the bank's layer axis.
@@ -432,6 +486,11 @@ class Split:
                 f"{self.name}/{name} is damaged ({store.one_line(error)}): run the same "
                 "'layerbank extract' again"
             ) from error
+
+    def _channels(self, name: str) -> ndarray:
+        found = self._example_array(name)
+        calibration.check_groups(f"{self.name}/{name}", found.ndim)
+        return found
 
     def _token_array(self, name: str) -> ndarray:
         try:

@@ -39,6 +39,7 @@ MEMBERS = frozenset(
         layout.EXTRA,
         *TOKEN_ARRAYS,
         *layout.EXAMPLE_ARRAYS,
+        layout.FULL_LENGTH,
         layout.SCALE,
         layout.SHIFT,
         layout.CLIPPED,
@@ -51,9 +52,17 @@ MEMBERS = frozenset(
 class Rows:
     """What must be known of a split's rows before its plan can be made; all in row order."""
 
-    length: Int[ndarray, " row"]  # tokens that are kept
+    lengths: Int[
+        ndarray, "keep row"
+    ]  # tokens in each of the banks that are dealt alike, see `layout.ALIKE`
     n_words: Int[ndarray, " row"]
     text_hash: UInt64[ndarray, " row"]
+    kept: int = 0  # which of those banks this is
+
+    @property
+    def length(self) -> Int[ndarray, " row"]:
+        """Tokens that are kept."""
+        return self.lengths[self.kept]
 
 
 def is_planned(place: Place) -> bool:
@@ -116,7 +125,7 @@ def make_split(root: zarr.Group, name: str, recipe: Recipe, plan: Plan, rows: Ro
     """Makes a split's arrays and its plan; its attributes come last and say that they are whole."""
     group = root.create_group(name, overwrite=True)
     fit_arrays(group, recipe, plan)
-    write_examples(group, plan, rows)
+    write_examples(group, recipe, plan, rows)
     group.update_attributes(split_attrs(plan, rows))
 
 
@@ -165,9 +174,9 @@ def _make_array(
     )
 
 
-def write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
+def write_examples(group: zarr.Group, recipe: Recipe, plan: Plan, rows: Rows) -> None:
     """Writes the arrays with one entry an example."""
-    for array, values in _example_arrays(plan, rows).items():
+    for array, values in _example_arrays(recipe, plan, rows).items():
         made = group.create_array(
             array,
             shape=values.shape,
@@ -181,15 +190,17 @@ def write_examples(group: zarr.Group, plan: Plan, rows: Rows) -> None:
         made[:] = values
 
 
-def _example_arrays(plan: Plan, rows: Rows) -> dict[str, ndarray]:
+def _example_arrays(recipe: Recipe, plan: Plan, rows: Rows) -> dict[str, ndarray]:
     values = {
         "start": plan.start,
         "length": plan.length,
         "n_words": rows.n_words[plan.row],
         "row": plan.row,
         "text_hash": rows.text_hash[plan.row],
+        layout.FULL_LENGTH: rows.lengths[0, plan.row],
     }
-    return {array: values[array].astype(dtype) for array, dtype in layout.EXAMPLE_ARRAYS.items()}
+    wanted = layout.example_arrays(recipe.keep)
+    return {array: values[array].astype(dtype) for array, dtype in wanted.items()}
 
 
 def _row_fingerprints(rows: Mapping[str, Rows]) -> dict[str, str]:
@@ -225,12 +236,12 @@ def restore(root: zarr.Group, recipe: Recipe, plans: Mapping[str, Plan], rows: M
         CacheError: they read back, but as another plan, which the blocks follow that are there.
     """
     for name, plan in plans.items():
-        group, expected = root[name], _example_arrays(plan, rows[name])
+        group, expected = root[name], _example_arrays(recipe, plan, rows[name])
         fit_arrays(group, recipe, plan)
         try:
             found = {array: store.read_whole(group[array]) for array in expected}
         except store.UNREADABLE:
-            write_examples(group, plan, rows[name])
+            write_examples(group, recipe, plan, rows[name])
             continue
         for array, values in expected.items():
             if not np.array_equal(found[array], values):

@@ -8,7 +8,7 @@ from cache import store
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import CALIBRATION, EXAMPLE_ARRAYS, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS
+from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
 from cache.reader import Bank, Split
 from cache.targets import unfinished
 
@@ -91,7 +91,7 @@ def _small_arrays(split: Split) -> list[str]:
     for name in TOKEN_ARRAYS:
         bad += [str(error) for error in split.damaged_tokens(name)]
     bad += split.damaged_counts()
-    for name in (*EXAMPLE_ARRAYS, SCALE, SHIFT):
+    for name in (*example_arrays(split.recipe.keep), SCALE, SHIFT):
         try:
             getattr(split, name)
         except CacheError as error:

@@ -50,7 +50,7 @@ class Writer:
         self.recipe = recipe
         self.rows = dict(rows)
         self.plans: dict[str, Plan] = {
-            name: deal(split.length, block_tokens=recipe.block_tokens, seed=recipe.seed)
+            name: deal(split.lengths, block_tokens=recipe.block_tokens, seed=recipe.seed, kept=split.kept)
             for name, split in rows.items()
         }
         self._dtype = codecs.numpy_dtype(recipe.dtype)

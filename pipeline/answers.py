@@ -9,7 +9,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int, Int32
 from numpy import ndarray
 
-from cache import Split
+from cache import Split, Target
 from cache.targets import spans
 from pipeline.corpus import Corpus
 from pipeline.corpus import Split as Rows
@@ -203,15 +203,14 @@ def locate(corpus: Corpus, split: str, answers: Answers, *, tokenizer: Any, max_
         for row, context in zip(range(n_rows)[rows], contexts, strict=True):
             starts = None if answers.starts is None else answers.starts[row]
             values[row] = _find(context, answers.texts[row], starts, offsets[row])
-            lines.append(json.dumps([context, answers.texts[row]], ensure_ascii=False).encode("utf-8"))
+            lines.append(_line([context, answers.texts[row]]))
     answered = np.array([bool(texts) for texts in answers.texts], dtype=bool)
     return Located(
         values=values,
         extra={
             "offset": np.concatenate([*offsets, np.empty((0, 2), np.int32)]),
             "n_offset": np.array([len(each) for each in offsets], dtype=np.int32),
-            "text": np.frombuffer(b"".join(lines), dtype=np.uint8),
-            "n_text": np.array([len(line) for line in lines], dtype=np.int32),
+            **_joined(lines),
         },
         cut=int((answered & (values[:, 0] < 0)).sum()),
     )
@@ -305,11 +304,100 @@ class AnswerTexts:
         if key not in self._scored:
             predicted = self.span_text(example, first, last)
             answers = self.text_and_answers(example)[1]
-            self._scored[key] = (
-                max(exact_match(predicted, answer) for answer in answers),
-                max(f1(predicted, answer) for answer in answers),
-            )
+            self._scored[key] = _best(predicted, answers)
         return self._scored[key]
+
+
+def packed(rows: Sequence[Any]) -> dict[str, ndarray]:
+    """Texts of every row as a bank keeps them beside a target."""
+    return _joined([_line(row) for row in rows])
+
+
+def _line(row: Any) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode("utf-8")
+
+
+def _joined(lines: Sequence[bytes]) -> dict[str, ndarray]:
+    return {
+        "text": np.frombuffer(b"".join(lines), dtype=np.uint8),
+        "n_text": np.array([len(line) for line in lines], dtype=np.int32),
+    }
+
+
+def numbered(keys: Sequence[Hashable]) -> dict[str, ndarray]:
+    """The number of each row's group, as a bank keeps it; rows of equal keys are a group."""
+    numbers: dict[Hashable, int] = {}
+    group = [numbers.setdefault(key, len(numbers)) for key in keys]
+    return {"group": np.array(group, dtype=np.int32), "n_group": np.ones(len(group), dtype=np.int32)}
+
+
+def grader(
+    target: Target, extra: Mapping[str, ndarray], counts: Int[ndarray, " example"] | None = None
+) -> "Questions | OptionTexts | None":
+    """What scores a target beside its own metrics; None where nothing is kept for that.
+
+    Args:
+        target: with its labels.
+        extra: what is kept beside it, in the same order.
+        counts: options of each example.
+    """
+    if target.kind == "class" and "group" in extra:
+        return Questions(gold=target.values, group=extra["group"])
+    if target.kind == "choice" and "text" in extra and counts is not None:
+        return OptionTexts(gold=target.values, counts=counts, text=extra["text"], n_text=extra["n_text"])
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Scores whole questions, each answer of which is an example (MultiRC)."""
+
+    gold: Int[ndarray, " example"]  # -1 where there is no label
+    group: Int[ndarray, " grouped"]  # number of each example's question; examples that came later have none
+
+    def score(self, predictions: Int[ndarray, "head example"]) -> dict[str, Float64[ndarray, " head"]]:
+        """Percent of the questions whose every labelled example is right."""
+        n = len(self.group)
+        counted = self.gold[:n] >= 0
+        group, gold = self.group[counted], self.gold[:n][counted]
+        wrong = [np.bincount(group, weights=row != gold) for row in predictions[:, :n][:, counted]]
+        present = np.bincount(group) > 0
+        right = np.stack(wrong)[:, present] == 0
+        return {"question_exact_match": 100.0 * right.sum(1) / max(1, int(present.sum()))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionTexts:
+    """Scores the option taken by its text against those of the right ones (ReCoRD)."""
+
+    gold: Int[ndarray, " option"]  # 1 for a right one, -1 where the example has no label
+    counts: Int[ndarray, " example"]
+    text: ndarray  # see `packed`
+    n_text: Int[ndarray, " having"]
+
+    @cached_property
+    def _scores(self) -> list[Float64[ndarray, "_ 2"]]:
+        """For every example exact match and F1 of each option; none where no option is right."""
+        whole, found = self.text.tobytes(), []
+        lines = itertools.pairwise(spans(self.n_text))
+        for (a, b), (first, stop) in zip(lines, itertools.pairwise(spans(self.counts)), strict=False):
+            texts = json.loads(whole[a:b].decode("utf-8"))
+            right = [text for text, flag in zip(texts, self.gold[first:stop], strict=True) if flag == 1]
+            found.append(np.array([_best(text, right) for text in texts] if right else np.empty((0, 2))))
+        return found
+
+    def score(self, predictions: Int[ndarray, "head option"]) -> dict[str, Float64[ndarray, " head"]]:
+        """Exact match and F1 in percent, over the examples with a right option."""
+        totals = np.zeros((len(predictions), 2))
+        for scores, first in zip(self._scores, spans(self.counts), strict=False):
+            totals += (predictions[:, first : first + len(scores)] == 1).astype(np.float64) @ scores
+        found = 100.0 * totals / max(1, sum(len(scores) > 0 for scores in self._scores))
+        return {"answer_f1": found[:, 1], "exact_match": found[:, 0]}
+
+
+def _best(predicted: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1 with the answer that suits best."""
+    return max(exact_match(predicted, a) for a in answers), max(f1(predicted, a) for a in answers)
 
 
 def normalise(text: str) -> str:

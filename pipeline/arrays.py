@@ -1,11 +1,12 @@
 """States as numpy arrays and as tensors, without a copy between the two; and as numbers to compute with."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 from torch import Tensor
 
@@ -34,33 +35,54 @@ def to_torch(states: Shaped[ndarray, "*axes"]) -> Shaped[Tensor, "*axes"]:
     return torch.from_numpy(states)
 
 
+@dataclass(frozen=True)
+class ChannelRange:
+    """Scale and shift of some layers of an int8 bank, see `cache.calibration`."""
+
+    scale: Float[Tensor, "group layer 1 width"]
+    shift: Float[Tensor, "group layer 1 width"]
+
+
 def channel_range(
-    split: Split, layers: Sequence[int], device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
-    """Scale and shift of some layers of a split as `to_float` takes them; None where it has none."""
+    split: Split, layers: Sequence[int], device: torch.device, *, group: int | None = None
+) -> ChannelRange | None:
+    """Scale and shift of some layers of a split; None where it has none.
+
+    Args:
+        split: of a bank.
+        layers: their numbers.
+        device: where they are wanted.
+        group: of the tokens, where all of them are of one.
+    """
     if split.scale is None or split.shift is None:
-        return None, None
-    rows = split.layer_indices(layers)
-    scale, shift = (torch.from_numpy(part[rows][:, None]).to(device) for part in (split.scale, split.shift))
-    return scale, shift
+        return None
+    indices = split.layer_indices(layers)
+    groups = slice(None) if group is None else slice(group, group + 1)
+    parts = (part[groups, indices, None] for part in (split.scale, split.shift))
+    return ChannelRange(*(torch.from_numpy(part).to(device) for part in parts))
 
 
 def to_float(
     states: Shaped[Tensor, "layer token width"],
-    scale: Float[Tensor, "layer 1 width"] | None,
-    shift: Float[Tensor, "layer 1 width"] | None,
+    channels: ChannelRange | None,
+    first: Bool[ndarray, " token"] | None,
     dtype: torch.dtype,
 ) -> Float[Tensor, "layer token width"]:
     """States as a bank of any data type stores them -> numbers to compute with.
 
     Args:
         states: of some layers.
-        scale: of these layers, for an int8 bank.
-        shift: likewise.
+        channels: of these layers, for an int8 bank.
+        first: which of the tokens are first ones; None where `channels` are of the one group of them all.
         dtype: of the result.
     """
-    if scale is None or shift is None:
+    if channels is None:
         return states.to(dtype)
     floats = states.to(torch.float32)
     # Into the memory of the conversion: one pass more than float16 takes, over half the bytes read.
-    return torch.addcmul(shift, floats, scale, out=floats).to(dtype)
+    torch.addcmul(channels.shift[0], floats, channels.scale[0], out=floats)
+    if first is not None:  # they are few, and done again
+        places = torch.from_numpy(np.flatnonzero(first)).to(states.device)
+        own = states.index_select(1, places).to(torch.float32)
+        floats.index_copy_(1, places, torch.addcmul(channels.shift[1], own, channels.scale[1]))
+    return floats.to(dtype)

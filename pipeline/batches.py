@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cache import Split, Target
 from cache.targets import TargetKind, spans
-from pipeline.answers import AnswerTexts
+from pipeline.answers import AnswerTexts, grader
 from pipeline.feed import Batch, Feed, Resident, Streamed
 from pipeline.head import Head, Inputs
+from pipeline.metrics import Texts
 from pipeline.selection import Selection, TokenSet, select
 
 MEMORY_BYTES = 4 * 2**30
@@ -33,7 +34,7 @@ class Labelled:
     unit: Int[ndarray, " unit"]  # place of each unit in `gold`
     gold_lengths: Int[ndarray, " example"] | None  # words, options or tokens of each example
     kind: TargetKind = "class"
-    answers: AnswerTexts | None = None  # of a span target
+    answers: Texts | None = None  # what scores answers, where the target has any
 
     @property
     def n_examples(self) -> int:
@@ -142,8 +143,17 @@ def load(
         unit=unit,
         gold_lengths=gold_lengths,
         kind=target.kind,
-        answers=AnswerTexts(split, target.name) if target.kind == "span" else None,
+        answers=_grader(split, target),
     )
+
+
+def _grader(split: Split, target: Target) -> Texts | None:
+    """What scores the target's answers, where the bank keeps what it takes."""
+    if target.kind == "span":
+        return AnswerTexts(split, target.name)
+    if target.kind not in ("class", "choice"):
+        return None
+    return grader(target, split.target_extra(target.name), split.n_words)
 
 
 def places(held: Sequence[int], wanted: Sequence[int]) -> slice | list[int]:

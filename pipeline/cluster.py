@@ -28,6 +28,9 @@ _CONNECT_S = 10
 _WITHOUT_WORKERS_S = 60
 """How long a cluster may have no worker before the work is given up: a nanny starts one in seconds."""
 
+_CLOSE_S = 120
+"""How long the processes of a local cluster may take to end, on a machine that has much else to do."""
+
 _LOOK_S = 2
 """How often the workers are looked at while none of their tasks ends."""
 
@@ -118,7 +121,7 @@ def _local_cluster(n_workers: int, threads: int | None) -> Iterator[Any]:
     try:
         yield cluster
     finally:
-        cluster.close(timeout=20)
+        cluster.close(timeout=_CLOSE_S)
 
 
 def local_threads(n_workers: int) -> int:

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from numpy import ndarray
 from torch import Tensor
 
-from cache import Bank, Calibration, Recipe, Writer, open_bank
+from cache import Bank, Recipe, Writer, open_bank
 from cache.calibration import LEVELS
 from cache.layout import OUTPUT_LAYER, TOKEN_ARRAYS, Codec, Keep
 from cache.store import PARTIAL, local_path
-from pipeline.arrays import TORCH_DTYPES, to_float, to_numpy
+from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.errors import PipelineError
 from pipeline.excerpt import Excerpt
 from pipeline.quantise import Quantiser
@@ -204,7 +206,7 @@ class _Conversion:
         writer = self._writer
         todo = [(split, block) for split in self._parts for block in writer.missing(split)]
         if writer.recipe.dtype == "int8" and not self._carry_calibration():
-            self._int8 = Quantiser(writer, torch.device("cpu"), self._floats)
+            self._int8 = Quantiser(writer, torch.device("cpu"), self._floats, self._kind)
         sizes = np.array([self._size(*each) for each in todo]).reshape(-1, 2)
         done, written = np.zeros(2, dtype=np.int64), 0
         for (split, block), size in zip(todo, sizes, strict=True):
@@ -225,11 +227,11 @@ class _Conversion:
     def _carry_calibration(self) -> bool:
         """int8 from int8: the numbers stay, and what they mean."""
         for part in self._parts.values():
-            if part.scale is None or part.shift is None:
+            found = part.calibration()
+            if found is None:
                 return False
             if self._writer.calibration is None:
-                scale, shift = part.scale[:, 0].numpy(), part.shift[:, 0].numpy()
-                self._writer.calibrate(Calibration(scale=scale, shift=shift))
+                self._writer.calibrate(found)
         return True
 
     def _size(self, split: str, block: int) -> tuple[int, int]:
@@ -240,8 +242,12 @@ class _Conversion:
     def _floats(self, split: str, block: int, out: Tensor) -> None:
         """The states of a block to make, as far as the source knows them."""
         part = self._parts[split]
-        stored = part.stored(part.positions(self._writer.plans[split], block))
-        out[:, : stored.shape[1]] = to_float(stored, part.scale, part.shift, torch.float32)
+        position = part.positions(self._writer.plans[split], block)
+        out[:, : len(position)] = part.floats(position, torch.float32)
+
+    def _kind(self, split: str, block: int) -> UInt8[ndarray, " token"]:
+        part = self._parts[split]
+        return part.split.kind[part.positions(self._writer.plans[split], block)]
 
     def _write(self, split: str, block: int) -> int:
         writer, part = self._writer, self._parts[split]
@@ -256,8 +262,7 @@ class _Conversion:
             # Which of them were beyond the range is not known any more: at most those at its ends.
             clipped = (stored.abs() == LEVELS).sum((1, 2)).numpy()
         else:
-            stored = part.stored(position)
-            states[:, : len(position)] = to_float(stored, part.scale, part.shift, dtype)
+            states[:, : len(position)] = part.floats(position, dtype)
         small = {}
         for name in TOKEN_ARRAYS:
             small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)

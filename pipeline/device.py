@@ -50,14 +50,18 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def set_threads(threads: int | None) -> int:
-    """Sets the number of CPU threads of torch's products; the default is one a usable core.
+    """Sets the number of CPU threads of torch's products.
+
+    Args:
+        threads: None for what the environment asks by OMP_NUM_THREADS, as torch does, or else one a usable
+            core.
 
     Raises:
         PipelineError: the number is below 1.
     """
     if threads is not None and threads < 1:
         raise PipelineError(f"--threads {threads}: give 1 or more")
-    count = threads or usable_cores()
+    count = threads or _asked_threads() or usable_cores()
     torch.set_num_threads(count)
     return count
 
@@ -94,6 +98,12 @@ def side_by_side(device: torch.device, n_jobs: int) -> Iterator[Run]:
         return
     with one_thread_each(device), ThreadPoolExecutor(threads, thread_name_prefix="side-by-side") as pool:
         yield lambda jobs: list(pool.map(lambda job: job(), jobs))
+
+
+def _asked_threads() -> int | None:
+    """OpenMP's number of threads; of the levels it may be asked for, ``8,2``, the first."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) or None if first.isdecimal() else None
 
 
 def usable_cores() -> int:

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from cache import CacheError, Recipe, Rows, Writer, open_bank
 from cache.fingerprint import hash_texts
-from cache.layout import Codec, Keep, block_tokens_for
+from cache.layout import ALIKE, Codec, Keep, block_tokens_for
 from cache.reader import find_bank
 from cache.store import local_path
 from cache.targets import check_name
@@ -161,7 +161,12 @@ class _SourceRows:
     def of_bank(self, keep: Keep) -> dict[str, Rows]:
         """What the writer is told of them."""
         return {
-            name: Rows(length=tokens.kept_length(keep), n_words=tokens.n_words, text_hash=self.hashes[name])
+            name: Rows(
+                lengths=tokens.lengths(keep),
+                kept=ALIKE[keep].index(keep),
+                n_words=tokens.n_words,
+                text_hash=self.hashes[name],
+            )
             for name, tokens in self.tokens.items()
         }
 
@@ -193,7 +198,7 @@ def _masked_rows(
             "output layer: give one"
         )
     check_maskable(corpus, encoder.tokenizer, targets)
-    output_layer = read_output_layer(encoder)
+    output_layer = read_output_layer(encoder.record)
     draw = {**draw, "vocabulary": output_layer.vocabulary}
     texts = {name: _mask(corpus, name, encoder, max_length, draw) for name in corpus.splits}
     return _SourceRows(
@@ -225,7 +230,7 @@ def recipe_for(
     """
     chosen = _layers(layers, encoder.record.n_layers)
     # A question is as long as all its options together, and lies whole inside one block.
-    longest = max(max_length, *(int(t.kept_length(keep).max(initial=0)) for t in tokens.values()))
+    longest = max(max_length, *(int(t.kept_length(ALIKE[keep][0]).max(initial=0)) for t in tokens.values()))
     return Recipe(
         encoder=encoder.record,
         tokenizer_sha256=encoder.tokenizer_sha256,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cache import Split
 from cache.targets import ranges, spans
-from pipeline.arrays import TORCH_DTYPES, channel_range, to_float, to_numpy, to_torch
+from pipeline.arrays import TORCH_DTYPES, ChannelRange, channel_range, to_float, to_numpy, to_torch
 from pipeline.head import Inputs
 from pipeline.selection import Selection
 
@@ -75,7 +75,11 @@ class Feed(ABC):
         self.decoded = selection.chosen
         self.decoded_start = spans(selection.decoded.count)
         self.block = _block_of(split)
-        self._ranges: dict[torch.device, tuple[Tensor | None, Tensor | None]] = {}
+        first = split.first_tokens[self.position] if split.dtype == np.int8 else np.zeros(0, bool)
+        # Heads mostly read tokens of one group, which is one pass over a batch.
+        self._first = first if first.any() and not first.all() else None
+        self._group = int(first.any()) if self._first is None else None
+        self._channels: dict[torch.device, ChannelRange | None] = {}
 
     @property
     def n_examples(self) -> int:
@@ -101,42 +105,44 @@ class Feed(ABC):
         self,
         sequence: Int[ndarray, " example"],
         *,
-        batch_size: int,
+        batch_size: int | Sequence[int],
         dtype: torch.dtype = torch.float32,
     ) -> Iterator[Batch]:
         """Deals examples in batches.
 
         Args:
             sequence: the examples, in their order; those of a block side by side.
-            batch_size: examples in a batch.
+            batch_size: examples in a batch; or in each, one after the other, which add up to all of them.
             dtype: the type states are converted to.
 
         Raises:
             CacheError: a chunk is damaged.
         """
-        batches = self._host_batches(sequence, batch_size, dtype)
+        batches = self._host_batches(_cut(sequence, batch_size), dtype)
         if self.device.type == "cpu":
             return batches
         if self.device.type == "cuda":
             return _copied(batches, self.device)
         return (_moved(batch, self.device) for batch in batches)
 
-    def _host_batches(
-        self, sequence: Int[ndarray, " example"], batch_size: int, dtype: torch.dtype
-    ) -> Iterator[Batch]:
-        for chosen, states in self._gather(sequence, batch_size):
-            scale, shift = self._range_on(states.device)
-            yield self._batch(chosen, to_float(states, scale, shift, dtype))
+    def _host_batches(self, pieces: Sequence[Int[ndarray, " _"]], dtype: torch.dtype) -> Iterator[Batch]:
+        for chosen, states in self._gather(pieces):
+            first = None if self._first is None else self._first[self._tokens(chosen)]
+            yield self._batch(chosen, to_float(states, self._channels_on(states.device), first, dtype))
 
-    def _range_on(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    def _tokens(self, chosen: Int[ndarray, " example"]) -> Int[ndarray, " token"]:
+        """The tokens of some examples, by their number among those that are read."""
+        return ranges(self.start[chosen], self.start[chosen + 1] - self.start[chosen])
+
+    def _channels_on(self, device: torch.device) -> ChannelRange | None:
         """Scale and shift of an int8 bank, copied to a device once."""
-        if device not in self._ranges:
-            self._ranges[device] = channel_range(self.split, self.layers, device)
-        return self._ranges[device]
+        if device not in self._channels:
+            self._channels[device] = channel_range(self.split, self.layers, device, group=self._group)
+        return self._channels[device]
 
     @abstractmethod
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
         """The examples of each batch, and their states in the bank's data type."""
 
@@ -169,33 +175,33 @@ class Resident(Feed):
         self.states: Shaped[Tensor, "layer token width"] = _placed(states, device)
 
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
-        for first in range(0, len(sequence), batch_size):
-            chosen = sequence[first : first + batch_size]
-            tokens = ranges(self.start[chosen], self.start[chosen + 1] - self.start[chosen])
-            yield chosen, self.states.index_select(1, torch.from_numpy(tokens).to(self.states.device))
+        for chosen in pieces:
+            tokens = torch.from_numpy(self._tokens(chosen)).to(self.states.device)
+            yield chosen, self.states.index_select(1, tokens)
 
 
 class Streamed(Feed):
     """Reads its states block by block, in a thread, while the blocks before them are computed on."""
 
     def _gather(
-        self, sequence: Int[ndarray, " example"], batch_size: int
+        self, pieces: Sequence[Int[ndarray, " _"]]
     ) -> Iterator[tuple[Int[ndarray, " example"], Shaped[Tensor, "layer token width"]]]:
+        sequence = np.concatenate(pieces) if pieces else self.block[:0]
         ends = _run_ends(self.block[sequence])
         free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         blocks = ahead(lambda block: self._read(block, free), self.block[sequence[ends - 1]].tolist())
         window: deque[_Loaded] = deque()
-        reached = 0
-        for first in range(0, len(sequence), batch_size):
-            chosen = sequence[first : first + batch_size]
-            while reached < first + len(chosen):
+        reached = dealt = 0
+        for chosen in pieces:
+            dealt += len(chosen)
+            while reached < dealt:
                 window.append(next(blocks))
                 reached = int(ends[np.searchsorted(ends, reached, side="right")])
-            pieces = [loaded.take(self, chosen) for loaded in window]
-            yield chosen, pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
-            done = len(window) if reached == first + len(chosen) else len(window) - 1
+            found = [loaded.take(self, chosen) for loaded in window]
+            yield chosen, found[0] if len(found) == 1 else torch.cat(found, 1)
+            done = len(window) if reached == dealt else len(window) - 1
             for _ in range(done):
                 free.put(window.popleft().buffer)
 
@@ -246,9 +252,16 @@ def ahead(make: Callable[[Item], Made], items: Sequence[Item], depth: int = AHEA
                 future.cancel()
 
 
+def _cut(sequence: Int[ndarray, " example"], batch_size: int | Sequence[int]) -> list[Int[ndarray, " _"]]:
+    """The examples of each batch."""
+    if isinstance(batch_size, int):
+        return [sequence[i : i + batch_size] for i in range(0, len(sequence), batch_size)]
+    return np.split(sequence, np.cumsum(batch_size))[: len(batch_size)]
+
+
 def _block_of(split: Split) -> Int[ndarray, " example"]:
-    """The block of each example, ascending; one without a token counts to the block it was dealt to."""
-    return np.minimum(split.start // split.block_tokens, max(0, split.n_blocks - 1))
+    """The block of each example, ascending; one without a token goes with the token before it."""
+    return np.maximum(0, split.start + split.length - 1) // split.block_tokens
 
 
 def _run_ends(values: Int[ndarray, " entry"]) -> Int[ndarray, " run"]:

@@ -1,63 +1,145 @@
-"""Flags of a command from a TOML file."""
+"""Flags that several commands share, and the values that texts of flags stand for.
 
-import tomllib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+Imports typer alone, so that ``--help`` waits for nothing.
+"""
+
+from typing import Annotated, Any, Literal
 
 import typer
 
-from pipeline.errors import nearest
+DType = Literal["float16", "bfloat16", "float32", "int8"]
+Keep = Literal["all", "words", "first"]
+Codec = Literal["none", "lz4", "zstd"]
+
+# What is worked on.
+
+Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a named task, or a Hub id.")]
+Store = Annotated[str, typer.Argument(help="Folder or URL of a bank.")]
+RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
+Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
+TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
+Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
+Options = Annotated[
+    str | None, typer.Option("--options", help="Column of lists of texts to choose from: multiple choice.")
+]
+Revision = Annotated[str | None, typer.Option(help="Hub revision of the data.")]
+MaxLength = Annotated[int | None, typer.Option(help="Longest example in tokens.")]
+
+# The encoder and what is kept of it.
+
+Encoder = Annotated[str, typer.Option(help="Hub id or directory of the encoder.")]
+EncoderRevision = Annotated[str | None, typer.Option(help="Hub revision of the encoder.")]
+EncoderNow = Annotated[str | None, typer.Option("--encoder", help="Where the encoder is now.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the encoder.")]
+ForwardPrecision = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Of the encoder's products; auto: bfloat16 where the device has units for it."),
+]
+BatchTokens = Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)]
+Layers = Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")]
+StoredAs = Annotated[DType, typer.Option("--dtype", help="How states are stored.")]
+
+# Training.
+
+Decoder = Annotated[str | None, typer.Option(help="Decoder; fitting the target by default.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the training split.")]
+WarmupFrac = Annotated[float, typer.Option(help="Share of steps with a rising learning rate.")]
+Patience = Annotated[int | None, typer.Option(help="Stop after this many epochs without a gain.")]
+Seed = Annotated[int, typer.Option(help="Of the weights and of dropout.")]
+DataSeed = Annotated[int, typer.Option(help="Of the order of the examples.")]
+Metric = Annotated[str | None, typer.Option(help="Dev score that picks the epoch.")]
+TrainSplit = Annotated[str, typer.Option(help="Split to learn from.")]
+DevSplit = Annotated[str, typer.Option(help="Split to choose the epoch by.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a run that is there.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"], typer.Option(help="Of the products; weights are float32.")
+]
+Track = Annotated[
+    Literal["tensorboard", "mlflow"] | None,
+    typer.Option(help="Show curves, settings and scores there too; in a folder beside the run."),
+]
+
+# Where and how.
+
+Memory = Annotated[
+    str, typer.Option(help="For states and heads, half each, such as 512MiB or 8GiB; more is streamed.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Dask scheduler whose workers do it, or local:N for N processes of this machine."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads; OMP_NUM_THREADS, or one a core, by default.", min=1)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
-def defaults_of(path: str, parameters: Sequence[Any]) -> dict[str, Any]:
-    """The values that a TOML file gives to a command's flags, by the flags' parameter names.
-
-    Keys are the flags' names without the dashes in front (``lr``, ``batch-size`` or ``batch_size``). A list
-    becomes what the flag takes on the command line; ``[set]`` holds the hyper-parameters of the parts.
-
-    Args:
-        path: of the file.
-        parameters: of the command.
-
-    Raises:
-        typer.BadParameter: the file cannot be read, or a key is no flag.
-    """
+def numbers(text: str) -> list[int] | None:
+    """Layer numbers: ``all`` is None."""
+    if text == "all":
+        return None
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise typer.BadParameter(f"--config {path}: {error}") from error
-    known = {_plain(flag): parameter for parameter in parameters for flag in parameter.opts}
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        parameter = known.get(_plain(name))
-        if parameter is None or parameter.name == "config":
-            flags = [flag for flag in known if flag != "config"]
-            raise typer.BadParameter(f"--config {path}: no flag {name!r}, {nearest(_plain(name), flags)}")
-        found[parameter.name] = _given(value, f"--config {path}: {name}", repeats=parameter.multiple)
-    return found
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"--layers {text}: give all, or numbers such as 0,6,12") from error
 
 
-def _plain(name: str) -> str:
-    return name.lstrip("-").replace("_", "-")
+def rows(text: str) -> int | None:
+    """A number of rows: ``all`` is None."""
+    if text == "all":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(f"--sample {text}: give all, or a number of rows")
+    return int(text)
 
 
-def _given(value: Any, where: str, *, repeats: bool) -> Any:
-    """A TOML value as it would be given on the command line."""
-    if repeats:
-        if not isinstance(value, dict):
-            raise typer.BadParameter(f"{where}: give a table of names and values")
-        return [f"{name}={_text(one, f'{where}.{name}')}" for name, one in value.items()]
-    return _text(value, where)
+def listed(text: str, flag: str, kind: Any) -> list[Any]:
+    """The values of a flag, with commas between."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise typer.BadParameter(f"{flag}: no value, give one or more with commas between")
+    try:
+        return [kind(part) for part in parts]
+    except ValueError as error:
+        wanted = {int: "an integer", float: "a number"}[kind]
+        raise typer.BadParameter(f"{flag} {text}: {error}, {wanted} was expected") from error
 
 
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, list):
-        if not value:
-            raise typer.BadParameter(f"{where}: an empty list, give one or more values")
-        return ",".join(_text(one, where) for one in value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    raise typer.BadParameter(f"{where}: {value!r}, give a text, a number or a list of them")
+def axis(text: str, flag: str) -> Any:
+    """The values of a flag, or a range such as 1e-4..1e-2."""
+    from pipeline.grid import Range
+
+    low, dots, high = text.partition("..")
+    if not dots:
+        return listed(text, flag, float)
+    return Range(listed(low, flag, float)[0], listed(high, flag, float)[0])
+
+
+def size_bytes(text: str) -> int:
+    """A size such as 512MiB or 4GiB."""
+    units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
+    for unit, factor in units.items():
+        number = text.removesuffix(unit)
+        if number != text and number.replace(".", "", 1).isdigit():
+            return int(float(number) * factor)
+    raise typer.BadParameter(f"--memory {text}: give a size such as 512MiB or 4GiB")
+
+
+def task(text: str, place: str = "data") -> dict[str, Any]:
+    """A further task: DATA::TARGET, or STORE::TARGET."""
+    where, colons, target = text.rpartition("::")
+    if not (where and colons and target):
+        raise typer.BadParameter(f"--task {text}: give {place.upper()}::TARGET")
+    return {place: where, "target": target}
+
+
+def settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:
+    """Hyper-parameters by name: ``--set name=value`` and the flags that are short for it."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    for option in options or []:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{flag} {option}: give name=value")
+        given[name] = value
+    return given

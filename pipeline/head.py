@@ -156,6 +156,21 @@ def plan_head(
     )
 
 
+def option_names(kind: TargetKind, *, fusion: str, decoder: str | None) -> set[str]:
+    """The options that a head for a kind of target has.
+
+    Args:
+        kind: of the target.
+        fusion: name or dotted path.
+        decoder: name or dotted path; None takes the one for the kind.
+
+    Raises:
+        PipelineError: a part is unknown.
+    """
+    pair = (_load("fusion", fusion), _load("decoder", decoder or DECODER_FOR[kind]))
+    return {name for part in pair for name in parts.hyper_parameters(part)}
+
+
 def build_head(spec: HeadSpec, *, seed: int) -> Head:
     """Builds one head with the starting weights of a seed.
 

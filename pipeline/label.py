@@ -106,9 +106,9 @@ def _check_rows(split: Split, corpus: Corpus) -> None:
 def _dealt(split: Split, labels: Labels) -> Target:
     """A split's labels in the bank's order."""
     values, target = labels.values[split.name], labels.target(split.name)
+    target = replace(target, extra=reorder_extra(target.extra, split.row))
     if labels.kind not in ("tags", "choice"):
-        extra = reorder_extra(target.extra, split.row)
-        return replace(target, values=values[split.row], extra=extra)
+        return replace(target, values=values[split.row])
     n_words = np.empty_like(split.n_words)
     n_words[split.row] = split.n_words
     return replace(target, values=reorder_tags(values, n_words, split.row))

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from cache.targets import Target as BankTarget
 from cache.targets import TargetKind
-from pipeline.answers import Answers, kind_of, locate, read_answers, read_choices
+from pipeline.answers import Answers, kind_of, locate, numbered, packed, read_answers, read_choices
 from pipeline.conll import IOB
 from pipeline.corpus import Corpus, Split
 from pipeline.errors import PipelineError, nearest
@@ -48,7 +48,7 @@ class Labels:
     """By split: the answers of a span target."""
 
     extra: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """By split: what the bank keeps beside a span target."""
+    """By split: what the bank keeps beside the target, which scores of answers need."""
 
     cut: dict[str, int] = field(default_factory=dict)
     """By split: rows whose answer stands in no token, most of them because it was cut off."""
@@ -132,7 +132,12 @@ def find_labels(corpus: Corpus) -> tuple[list[Labels], dict[str, str]]:
     """
     found: list[Labels] = []
     reasons: dict[str, str] = {}
+    declared = corpus.task.targets.values() if corpus.task else ()
+    scoring = {name for target in declared for name in (*target.grouped_by, target.option_texts)}
     for column in corpus.columns:
+        if column in scoring - {*corpus.inputs}:
+            reasons[column] = "it tells how another column is scored"
+            continue
         if column in {*corpus.inputs, "text", "text_pair"}:
             reasons[column] = "it is the input" if column in corpus.inputs else "it is text"
             continue
@@ -165,7 +170,10 @@ def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
     of_questions = kind_of(corpus, column, target.kind if target else None, asked=asked)
     if of_questions == "choice":
         choices = read_choices(corpus, column)
-        return Labels(name=column, kind="choice", names=(), values=dict(choices), metric=metric)
+        beside = _beside(corpus, target)
+        return Labels(
+            name=column, kind="choice", names=(), values=dict(choices), metric=metric, extra=beside
+        )
     if of_questions == "span":
         answers = read_answers(corpus, column)
         return Labels(name=column, kind="span", names=(), values={}, answers=answers, metric=metric)
@@ -190,7 +198,20 @@ def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
     codes = {
         name: _codes(corpus, split, columns.get(name), kind, names) for name, split in corpus.splits.items()
     }
-    return Labels(name=column, kind=kind, names=names, values=codes, metric=metric)
+    beside = _beside(corpus, target)
+    return Labels(name=column, kind=kind, names=names, values=codes, metric=metric, extra=beside)
+
+
+def _beside(corpus: Corpus, target: Target | None) -> dict[str, dict[str, np.ndarray]]:
+    """By split, what a named task's scores of questions need; nothing where the files lack the columns."""
+    if target is None or not (target.grouped_by or target.option_texts):
+        return {}
+    needed = {*target.grouped_by, *([target.option_texts] if target.option_texts else [])}
+    having = {n: s.table for n, s in corpus.splits.items() if needed <= set(s.table.column_names)}
+    if target.option_texts is not None:
+        return {name: packed(table[target.option_texts].to_pylist()) for name, table in having.items()}
+    keys = {name: [table[c].to_pylist() for c in target.grouped_by] for name, table in having.items()}
+    return {name: numbered(list(zip(*columns, strict=True))) for name, columns in keys.items()}
 
 
 def _values(corpus: Corpus, column: str) -> dict[str, _Values]:

@@ -27,25 +27,32 @@ WHOLE = 2**30
 """A longest example that no text reaches."""
 
 
-def check_maskable(corpus: Corpus, tokenizer: Any, targets: Sequence[str] | None) -> None:
+def check_maskable(
+    corpus: Corpus, tokenizer: Any, targets: Sequence[str] | None, *, flag: str = "--keep masked"
+) -> None:
     """Refuses what cannot be masked.
+
+    Args:
+        corpus: the text.
+        tokenizer: of the encoder.
+        targets: columns of labels that were asked for.
+        flag: that asked for masks, for the messages.
 
     Raises:
         PipelineError: the rows are no plain texts, the tokenizer has no mask, or labels were asked for.
     """
     if corpus.text is None or corpus.text_pair is not None or corpus.options is not None:
         raise PipelineError(
-            f"--keep masked reads plain text, {corpus.name} has "
+            f"{flag} reads plain text, {corpus.name} has "
             f"{'words' if corpus.words else 'pairs'}: name one column of texts by --text"
         )
     if tokenizer.mask_token_id is None:
         raise PipelineError(
-            "--keep masked: the tokenizer has no mask token: use an encoder that was trained with one"
+            f"{flag}: the tokenizer has no mask token: use an encoder that was trained with one"
         )
     if targets:
         raise PipelineError(
-            f"--keep masked has the target 'token' and no other, {targets[0]!r} was asked: leave --target "
-            "out"
+            f"{flag} has the target 'token' and no other, {targets[0]!r} was asked: leave --target out"
         )
 
 

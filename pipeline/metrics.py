@@ -73,10 +73,10 @@ def resolve(metric: str | None, kind: Kind, names: Sequence[str] = ()) -> str:
 
 @runtime_checkable
 class Texts(Protocol):
-    """What scores spans, which are compared as texts."""
+    """What scores answers: spans, texts of options, whole questions (see `pipeline.answers`)."""
 
-    def score(self, predictions: Int[np.ndarray, "head example 2"]) -> dict[str, Scores]:
-        """`span_f1` and `exact_match`."""
+    def score(self, predictions: Int[np.ndarray, "head unit ..."]) -> dict[str, Scores]:
+        """The scores by name, such as `span_f1` and `exact_match`."""
 
 
 def score(
@@ -123,15 +123,16 @@ def report(
         names: names of the classes or tags, by id.
         lengths: words or options per example.
         kind: the target's; told by `gold` and `lengths` if None.
-        answers: the texts of a span target.
+        answers: what scores the answers of a span target; of others, what scores them further.
     """
+    further = {} if answers is None else answers.score(predictions)
     kind = kind or _kind(gold, lengths)
     if kind == "span":
         assert answers is not None
-        return answers.score(predictions)
+        return further
     if kind == "choice":
         assert lengths is not None
-        return {"accuracy": choice_accuracy(predictions, gold, lengths)}
+        return {"accuracy": choice_accuracy(predictions, gold, lengths), **further}
     if kind == "token":
         nats = cross_entropy(predictions, gold)
         return {"perplexity": np.exp(np.minimum(nats, _MAX_NATS)), "cross_entropy": nats}
@@ -139,7 +140,8 @@ def report(
     entities: dict[str, Scores] = {}
     if "f1" in known and lengths is not None:
         entities = entity_f1(predictions, gold, names=names, lengths=lengths)
-    return {m: entities[m] if m in entities else _PLAIN[m](predictions, gold) for m in known}
+    plain = {m: entities[m] if m in entities else _PLAIN[m](predictions, gold) for m in known}
+    return {**plain, **further}
 
 
 def choice_accuracy(

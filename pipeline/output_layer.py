@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
 from pipeline.checkpoint import in_short, silenced
-from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.stack import ACTIVATIONS
 
@@ -55,16 +55,20 @@ class OutputLayer:
         partial.replace(store / OUTPUT_LAYER)
 
 
-def read_output_layer(encoder: Encoder) -> OutputLayer:
+def read_output_layer(encoder: EncoderRecord, *, flag: str = "--keep masked") -> OutputLayer:
     """The output layer of an encoder's checkpoint.
 
     Where the checkpoint has none, as that of a sentence encoder, it is the input embeddings alone: a head
     then learns the transform before them.
 
+    Args:
+        encoder: which one.
+        flag: that asked for it, for the messages.
+
     Raises:
         PipelineError: the encoder is no masked language model, or one of another form.
     """
-    name, revision = encoder.record.name, encoder.record.revision or "main"
+    name, revision = encoder.name, encoder.revision or "main"
     from transformers import AutoModelForMaskedLM
 
     try:
@@ -73,19 +77,17 @@ def read_output_layer(encoder: Encoder) -> OutputLayer:
                 name, revision=revision, dtype=torch.float32, output_loading_info=True
             )
     except Exception as error:  # readers of weights raise classes of their own
-        raise PipelineError(
-            f"--keep masked: {name} is no masked language model: {in_short(error)}"
-        ) from error
+        raise PipelineError(f"{flag}: {name} is no masked language model: {in_short(error)}") from error
     model.eval().requires_grad_(False)
     prefix = f"{model.base_model_prefix}."
     embeddings = model.get_input_embeddings().weight
     if any(not key.startswith(prefix) for key in info["missing_keys"]):
         weights = {"projection.weight": embeddings.T.contiguous()}
         return OutputLayer(weights=weights, activation="gelu", eps=1e-12)
-    return _found(name, model, prefix)
+    return _found(name, model, prefix, flag)
 
 
-def _found(name: str, model: Any, prefix: str) -> OutputLayer:
+def _found(name: str, model: Any, prefix: str, flag: str) -> OutputLayer:
     """The output layer by its shapes, checked by its logits."""
     own = [module for key, module in model.named_modules() if not f"{key}.".startswith(prefix)]
     n_ids = model.get_input_embeddings().num_embeddings
@@ -110,6 +112,6 @@ def _found(name: str, model: Any, prefix: str) -> OutputLayer:
             if torch.allclose(projection(norm(x)), given.logits, atol=1e-3, rtol=1e-4):
                 return OutputLayer(weights=weights, activation=activation, eps=norm.eps)
     raise PipelineError(
-        f"--keep masked: the output layer of {name} is not of the form that is known (a product, an "
+        f"{flag}: the output layer of {name} is not of the form that is known (a product, an "
         "activation, a LayerNorm, a product): use an encoder such as BERT, RoBERTa, DistilBERT or ALBERT"
     )

@@ -14,7 +14,7 @@ from numpy import ndarray
 from torch.utils.flop_counter import FlopCounterMode
 
 from cache import Recipe
-from cache.layout import Keep
+from cache.layout import ALIKE, Keep
 from cache.plan import deal
 from pipeline.calibrate import encode_seconds
 from pipeline.corpus import Corpus
@@ -122,7 +122,9 @@ def estimate(
     return Estimate(
         tokens=total,
         tokens_error=round(1.96 * float(np.sqrt(sum(p.variance() for p in samples.values())))),
-        kept_tokens={k: int(sum(part.sum() for part in lengths[k].values())) for k in KEEPS},
+        kept_tokens={
+            k: int(sum(part[ALIKE[k].index(k)].sum() for part in lengths[k].values())) for k in KEEPS
+        },
         bytes=table,
         seconds=total / rate + sum(part.seconds for part in samples.values()),
         tokens_per_s=rate,
@@ -185,7 +187,7 @@ def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, f
 
 def _blocks(tokens: Tokens, recipe: Recipe) -> list[Int[ndarray, " row"]]:
     """The rows of each block."""
-    plan = deal(tokens.kept_length(recipe.keep), block_tokens=recipe.block_tokens, seed=recipe.seed)
+    plan = deal(tokens.lengths(recipe.keep), block_tokens=recipe.block_tokens, seed=recipe.seed)
     return [plan.row[plan.examples(block)] for block in range(plan.n_blocks)] or [plan.row]
 
 

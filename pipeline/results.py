@@ -75,6 +75,23 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Joint:
+    """What a run has in common with the runs of other tasks that it was trained with."""
+
+    tasks: Sequence[str]  # all of them, its own among them
+    shared: str  # the part of the fusion that was one in training; each run keeps a copy
+    parameters: int  # of that part
+
+    def counts(self, fusion_parameters: int) -> dict[str, Any]:
+        """Trainable parameters as ATTEMPT counts them: a task's own, and its share of what is common."""
+        own = fusion_parameters - self.parameters
+        return {
+            "shared_parameters": self.parameters,
+            "fusion_parameters_per_task": own + self.parameters / len(self.tasks),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A run folder, read back."""
 
@@ -119,6 +136,7 @@ def save_run(
     seconds: float,
     peak_memory_bytes: int | None = None,
     attentions: Attentions | None = None,
+    joint: Joint | None = None,
 ) -> dict[str, Any]:
     """Writes a run folder whole: under another name first, then renamed.
 
@@ -133,6 +151,7 @@ def save_run(
         seconds: of all the work.
         peak_memory_bytes: the most memory the run took; None where it was one of a stack.
         attentions: of dev examples over the heads that it took something from, where it did.
+        joint: what it shares with heads that were trained with it.
 
     Returns:
         The content of ``result.json``.
@@ -150,6 +169,9 @@ def save_run(
         "schedule": asdict(schedule),
         **made_by(),
     }
+    if joint is not None:
+        config["joint"] = asdict(joint)
+        result |= joint.counts(result["fusion_parameters"])
     path = Path(out).absolute()
     partial = path.with_name(f"{path.name}{_PARTIAL}{os.getpid()}")
     try:

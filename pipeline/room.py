@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from cache import Recipe
 from cache.codecs import DTYPES
-from cache.layout import Keep
+from cache.layout import ALIKE, Keep
 from cache.place import place
 from cache.plan import deal
 from cache.size import STATE_BYTES, bank_bytes
@@ -25,21 +25,22 @@ _FULL = 0.95
 """Share of a disk's free bytes that a bank may take: the file system itself needs some."""
 
 Lengths = Mapping[Keep, Mapping[str, ndarray]]
-"""For each choice of tokens, the kept tokens of each row of each split."""
+"""For each choice of tokens, what a bank of each split is dealt by, see `Tokens.lengths`."""
 
 
 def lengths_of(tokens: Mapping[str, Tokens]) -> Lengths:
     """The lengths that each choice of tokens gives the rows of each split."""
-    return {keep: {name: part.kept_length(keep) for name, part in tokens.items()} for keep in KEEPS}
+    return {keep: {name: part.lengths(keep) for name, part in tokens.items()} for keep in KEEPS}
 
 
 def byte_table(recipe: Recipe, lengths: Lengths, targets_bytes: int = 0) -> dict[str, dict[str, int]]:
     """Bytes of the bank for each choice of tokens and of data type; the layers are the recipe's."""
     table: dict[str, dict[str, int]] = {}
     for keep, splits in lengths.items():
+        kept = ALIKE[keep].index(keep)
         plans = {
-            name: deal(length, block_tokens=recipe.block_tokens, seed=recipe.seed)
-            for name, length in splits.items()
+            name: deal(rows, block_tokens=recipe.block_tokens, seed=recipe.seed, kept=kept)
+            for name, rows in splits.items()
         }
         table[keep] = {
             dtype: bank_bytes(replace(recipe, keep=keep, dtype=dtype), plans) + targets_bytes
@@ -94,7 +95,7 @@ def check_room(store: str, recipe: Recipe, tokens: Mapping[str, Tokens]) -> None
     free = free_bytes(store)
     if free is None or recipe.codec != "none":  # nobody knows beforehand how far states compress
         return
-    asked = {recipe.keep: {name: part.kept_length(recipe.keep) for name, part in tokens.items()}}
+    asked = {recipe.keep: {name: part.lengths(recipe.keep) for name, part in tokens.items()}}
     wanted = byte_table(recipe, asked)[recipe.keep][recipe.dtype]
     if wanted - written_bytes(store) <= free:
         return
@@ -111,8 +112,8 @@ def check_room(store: str, recipe: Recipe, tokens: Mapping[str, Tokens]) -> None
     )
 
 
-def resampled(length: ndarray, n_rows: int) -> ndarray:
+def resampled(lengths: ndarray, n_rows: int) -> ndarray:
     """Lengths of as many rows as there are, drawn from a sample's."""
-    if len(length) == n_rows:
-        return length
-    return np.random.default_rng(0).choice(length, n_rows).astype(length.dtype)
+    if lengths.shape[1] == n_rows:
+        return lengths
+    return lengths[:, np.random.default_rng(0).choice(lengths.shape[1], n_rows)]

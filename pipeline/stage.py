@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -128,7 +128,10 @@ class Stage:
         """Makes the scale and shift of an int8 bank, before other processes write its blocks."""
         if self.writer.recipe.dtype == "int8":
             with one_thread_each(self.encoder.device):
-                Quantiser(self.writer, self.encoder.device, partial(self._encode, self.encoder))
+                self._quantiser(self.encoder)
+
+    def _quantiser(self, encoder: Encoder) -> Quantiser:
+        return Quantiser(self.writer, encoder.device, partial(self._encode, encoder), self._kind)
 
     def stopped(self) -> StoppedError:
         """What to say when the user stopped it."""
@@ -163,8 +166,7 @@ class Stage:
     def _equip(self, lane: _Lane) -> None:
         """Makes a lane ready; the first one calibrates an int8 bank."""
         if self.writer.recipe.dtype == "int8":
-            states_of = partial(self._encode, lane.encoder)
-            lane.quantiser = Quantiser(self.writer, self.encoder.device, states_of)
+            lane.quantiser = self._quantiser(lane.encoder)
         self._free.put(lane)
 
     def _make(self, split: str, block: int) -> int:
@@ -209,11 +211,18 @@ class Stage:
         )
         self.tokens[split].release()
 
-    def _write(self, lane: _Lane, split: str, block: int, found: Quantised | None, ready: Any) -> int:
+    def _places(self, split: str, block: int) -> Int[ndarray, " token"]:
+        """Where the kept tokens of a block are among all tokens."""
         plan, tokens = self.writer.plans[split], self.tokens[split]
         rows = plan.row[plan.examples(block)]
         at = ranges(tokens.start[rows], tokens.length[rows])
-        at = at[self.kept[split][at]]
+        return at[self.kept[split][at]]
+
+    def _kind(self, split: str, block: int) -> UInt8[ndarray, " token"]:
+        return np.asarray(self.tokens[split].kind[self._places(split, block)])
+
+    def _write(self, lane: _Lane, split: str, block: int, found: Quantised | None, ready: Any) -> int:
+        plan, tokens, at = self.writer.plans[split], self.tokens[split], self._places(split, block)
         small = {}
         for name in TOKEN_ARRAYS:
             small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)

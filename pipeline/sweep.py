@@ -22,7 +22,7 @@ from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run,
 from pipeline.runner import Note, Outcome, Plan, Runner, train_remotely
 from pipeline.train import Progress
 
-RESULTS = "results.parquet"
+RESULTS, STACKS = "results.parquet", "stacks"
 Train = Callable[[Sequence[Stack]], Iterator[Outcome]]
 
 
@@ -60,7 +60,7 @@ def sweep(
     """
     began = time.perf_counter()
     folder = Path(out)
-    runner = Runner(plan, checkpoints=folder / "stacks", note=note, progress=progress)
+    runner = Runner(plan, checkpoints=folder / STACKS, note=note, progress=progress)
     shapes = grid.shapes(runner.bank, plan.splits["train"])
     stacks = search.extremes(grid, shapes) if trials else grid.stacks(shapes)
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
@@ -82,6 +82,11 @@ def sweep(
         "best": best_rows(rows),
         "rows": rows,
     }
+
+
+def is_begun(out: str) -> bool:
+    """Whether a sweep of that folder has a stack that is done."""
+    return any((Path(out) / STACKS).glob("*.json"))
 
 
 def _asked(plan: Plan, grid: Grid, trials: search.Trials | None, bank: Bank) -> dict[str, Any]:
@@ -120,7 +125,7 @@ class _Keeper:
         return [row for piece in pieces for row in self._read(piece)]
 
     def _file(self, stack: Stack) -> Path:
-        return self.folder / "stacks" / f"{stack.digest}.json"
+        return self.folder / STACKS / f"{stack.digest}.json"
 
     def _read(self, stack: Stack) -> list[dict[str, Any]]:
         path = self._file(stack)

@@ -240,6 +240,16 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
 
 
+def show_tasks(result: Mapping[str, Any]) -> None:
+    """Heads of several tasks that were trained together."""
+    for task in result["tasks"].values():
+        show_run(task)
+    say(
+        f"{result['run']}: {len(result['tasks'])} tasks, dev mean {_cell(result['dev'])}, "
+        f"{result['parameters']:,} parameters, {result['shared_parameters']:,} of them shared"
+    )
+
+
 def show_tuned(result: Mapping[str, Any]) -> None:
     """A run through the encoder."""
     say(

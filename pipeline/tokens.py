@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from numpy import ndarray
 
-from cache.layout import Keep, Kind
+from cache.layout import ALIKE, Keep, Kind
 from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
 
@@ -115,6 +115,10 @@ class Tokens:
             some = counts > 0
             counts[some] = np.add.reduceat(self.kept(keep), self.start[:-1][some], dtype=np.int32)
         return counts
+
+    def lengths(self, keep: Keep) -> Int[ndarray, "keep row"]:
+        """Tokens of each row in each of the banks that are dealt as one of that `keep` is."""
+        return np.stack([self.kept_length(alike) for alike in ALIKE[keep]])
 
     def release(self) -> None:
         """Lets go of the memory of what lies in a file; it is read again when it is needed."""

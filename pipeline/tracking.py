@@ -4,6 +4,9 @@ Behind the progress callbacks of `train` and `tune`, and what a sweep tells of a
 package is imported before it is asked for. Writes beside the run, ``tensorboard/NAME`` and ``mlflow.db`` in
 the folder that the run is in, so that runs side by side are seen together. MLflow takes another place from
 MLFLOW_TRACKING_URI.
+
+A run begins with its first value: a command that is refused leaves the curves of an older run of that name
+as they are.
 """
 
 import logging
@@ -14,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,39 +69,66 @@ class _Nothing(Log):
 class _TensorBoard(Log):
     """A folder of event files; a child is a folder in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, goes_on: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = folder
-        self._writer: Any = SummaryWriter(str(folder))
+        self._folder, self._goes_on, self._open = folder, goes_on, SummaryWriter
+
+    @cached_property
+    def _writer(self) -> Any:
+        if not self._goes_on:
+            _remove_events(self._folder)
+        return self._open(str(self._folder))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # seen at once, and there if the run is killed
 
     def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in values.items()}
         self._writer.add_hparams(plain, {f"best/{n}": v for n, v in scores.items()}, run_name=".")
 
     def child(self, name: str) -> Log:
+        _ = self._writer  # before the child's files, which belong to a run that begins here
         return _TensorBoard(self._folder / name)
 
     def close(self) -> None:
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
+
+
+def _remove_events(folder: Path) -> None:
+    """Removes the curves of an older run of this name and of its children, and no other file."""
+    for file in folder.rglob("events.out.tfevents.*"):
+        file.unlink()
 
 
 class _MLflow(Log):
-    """A run of MLflow. One of the same folder that did not finish goes on."""
+    """A run of MLflow; a child is a nested run."""
 
-    def __init__(self, client: Any, name: str, tags: Mapping[str, str]) -> None:
-        self._client = client
-        known = client.get_experiment_by_name(EXPERIMENT)
-        self._experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
-        asked = " and ".join(f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in tags.items())
-        asked += f" and attributes.run_name = '{_quoted(name)}' and attributes.status != 'FINISHED'"
-        found = client.search_runs([self._experiment], filter_string=asked, max_results=1)
-        run = found[0] if found else client.create_run(self._experiment, run_name=name, tags=dict(tags))
-        self._id = run.info.run_id
+    def __init__(self, client: Any, name: str, tags: Mapping[str, str], *, goes_on: bool = False) -> None:
+        self._client, self._name, self._tags, self._goes_on = client, name, dict(tags), goes_on
+
+    @cached_property
+    def _id(self) -> str:
+        known = self._client.get_experiment_by_name(EXPERIMENT)
+        experiment = known.experiment_id if known else self._client.create_experiment(EXPERIMENT)
+        run = self._unfinished(experiment) if self._goes_on else None
+        run = run or self._client.create_run(experiment, run_name=self._name, tags=self._tags)
+        return str(run.info.run_id)
+
+    def _unfinished(self, experiment: str) -> Any:
+        """The newest run of the same folder that did not finish; None if there is none."""
+        asked = [f"tags.`{tag}` = '{_quoted(value)}'" for tag, value in self._tags.items()]
+        asked += [f"attributes.run_name = '{_quoted(self._name)}'", "attributes.status != 'FINISHED'"]
+        found = self._client.search_runs(
+            [experiment],
+            filter_string=" and ".join(asked),
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+        return found[0] if found else None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -113,7 +144,8 @@ class _MLflow(Log):
         return _MLflow(self._client, name, {"mlflow.parentRunId": self._id})
 
     def close(self) -> None:
-        self._client.set_terminated(self._id)
+        if "_id" in vars(self):
+            self._client.set_terminated(self._id)
 
 
 def _quoted(text: str) -> str:
@@ -121,12 +153,14 @@ def _quoted(text: str) -> str:
 
 
 @contextmanager
-def tracked(tool: Tool | None, out: str) -> Iterator[Log]:
+def tracked(tool: Tool | None, out: str, *, goes_on: bool = False) -> Iterator[Log]:
     """A log for a run; it counts as finished where no error leaves the context.
 
     Args:
         tool: the tracker; None tracks nothing.
         out: folder of the run, which need not be there yet.
+        goes_on: whether a run of that folder that was cut off is resumed: its curves go on. All others
+            begin anew; TensorBoard then forgets what was tracked under that name, MLflow has a further run.
 
     Raises:
         PipelineError: the tracker's package is not installed.
@@ -137,15 +171,15 @@ def tracked(tool: Tool | None, out: str) -> Iterator[Log]:
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, FutureWarning):  # among the trackers' own dependencies
             warnings.simplefilter("ignore", kind)
-        log = _open(tool, Path(out).absolute())
+        log = _open(tool, Path(out).absolute(), goes_on=goes_on)
         yield log
         log.close()
 
 
-def _open(tool: Tool, out: Path) -> Log:
+def _open(tool: Tool, out: Path, *, goes_on: bool) -> Log:
     try:
         if tool == "tensorboard":
-            return _TensorBoard(out.parent / "tensorboard" / out.name)
+            return _TensorBoard(out.parent / "tensorboard" / out.name, goes_on=goes_on)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no request that was not asked for
         for name in ("mlflow", "alembic"):  # each table that is made would be told of
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -153,7 +187,8 @@ def _open(tool: Tool, out: Path) -> Log:
 
         out.parent.mkdir(parents=True, exist_ok=True)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
-        return _MLflow(MlflowClient(tracking_uri=uri), out.name, {"layerbank.out": str(out)})
+        client = MlflowClient(tracking_uri=uri)
+        return _MLflow(client, out.name, {"layerbank.out": str(out)}, goes_on=goes_on)
     except ImportError as error:
         raise PipelineError(f"--track {tool} needs the extra: pip install 'layerbank[{tool}]'") from error
 
@@ -174,13 +209,24 @@ def epochs(log: Log, shown: Callable[[int, Sequence[Any]], None]) -> Callable[[i
     return progress
 
 
-def finished(log: Log, out: str) -> None:
+def finished(log: Log, out: str, *, tasks: Sequence[str] = ()) -> None:
     """Tracks the settings and the scores of a run folder of `train` or `tune`.
+
+    Args:
+        log: of the run.
+        out: its folder.
+        tasks: names of the runs in that folder, where several were trained together; each is a child run.
 
     Raises:
         PipelineError: the folder is not whole.
     """
     if isinstance(log, _Nothing):
+        return
+    if tasks:
+        for name in tasks:
+            child = log.child(name)
+            finished(child, str(Path(out) / name))
+            child.close()
         return
     record = read_record(Path(out))
     config = record.config

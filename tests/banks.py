@@ -47,7 +47,7 @@ def rows(lengths, text="row"):
     """Rows of some lengths, with two thirds as many words as tokens."""
     length = np.array(lengths, dtype=np.int32)
     return Rows(
-        length=length,
+        lengths=length[None],
         n_words=(length * 2 // 3).astype(np.int32),
         text_hash=hash_texts(f"{text} {i}" for i in range(len(length))),
     )
@@ -62,14 +62,27 @@ def calibration_of(what: Recipe):
     """Some scale and shift for the layers of a recipe; about one state in twenty is out of range."""
     layer = np.arange(what.encoder.n_layers)[:, None] + np.zeros(what.encoder.width)
     scale, shift = 2 / 127 * (1 + layer / 100), (layer - 1) / 16
-    return Calibration(
-        scale=scale.astype(np.float32)[list(what.layers)], shift=shift.astype(np.float32)[list(what.layers)]
-    )
+    scale, shift = np.stack([scale, 0.9 * scale]), np.stack([shift, shift + 0.1])
+    layers = list(what.layers)
+    return Calibration(scale=scale.astype(np.float32)[:, layers], shift=shift.astype(np.float32)[:, layers])
 
 
-def codes_of(states, calibration):
+def channels_of(calibration, first):
+    """Scale and shift of each token, as layer token width."""
+    group = np.asarray(first, dtype=int)
+    return calibration.scale[group].swapaxes(0, 1), calibration.shift[group].swapaxes(0, 1)
+
+
+def numbers_of(codes, calibration, first):
+    """Stored states as numbers."""
+    scale, shift = channels_of(calibration, first)
+    return codes.astype(np.float32) * scale + shift
+
+
+def codes_of(states, calibration, first):
     """States as int8, and how many of each layer are out of range."""
-    steps = (states.astype(np.float32) - calibration.shift[:, None]) * (1 / calibration.scale[:, None])
+    scale, shift = channels_of(calibration, first)
+    steps = (states.astype(np.float32) - shift) * (1 / scale)
     whole = np.rint(steps)
     return np.clip(whole, -127, 127).astype(np.int8), (np.abs(whole) > 127).sum((1, 2))
 
@@ -77,7 +90,9 @@ def codes_of(states, calibration):
 def states_of(what: Recipe, split, row, length):
     """The states of a row as they are stored: kept layers, its tokens, width."""
     if what.dtype == "int8":
-        return codes_of(floats_of(what, split, row, length), calibration_of(what))[0]
+        return codes_of(floats_of(what, split, row, length), calibration_of(what), np.arange(length) == 0)[
+            0
+        ]
     return floats_of(what, split, row, length).astype(numpy_dtype(what.dtype))
 
 
@@ -124,7 +139,8 @@ def clipped_of(writer: Writer, split, block):
     here = plan.examples(block)
     counts = np.zeros(len(what.layers), np.int64)
     for row, length in zip(plan.row[here], plan.length[here], strict=True):
-        counts += codes_of(floats_of(what, split, row, length), calibration_of(what))[1]
+        floats, first = floats_of(what, split, row, length), np.arange(length) == 0
+        counts += codes_of(floats, calibration_of(what), first)[1]
     return counts
 
 

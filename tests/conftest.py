@@ -4,12 +4,22 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # Tests are small: one thread, here and in the processes they start, is fastest and never waits for a core.
+# Commands without --threads take it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 install_import_hook(["pipeline", "cache"], "beartype.beartype")
 
 # Builders that several test files share lie beside them; importlib mode adds no folder by itself.
 sys.path.append(str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """A test that asks for more threads leaves the next ones with one: more wait for cores by spinning."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -199,13 +199,13 @@ class _Handler(BaseHTTPRequestHandler):
             text = b"<Error><Code>ProxySays</Code><Message>not now</Message></Error>"
             self._send(int(fault), {}, text)
             return
+        connection = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream, timeout=30)
         try:
-            upstream = http.client.HTTPConnection("127.0.0.1", self.proxy.upstream, timeout=30)
-            upstream.request(self.command, self.path, body=body or None, headers=dict(self.headers))
-            answer = upstream.getresponse()
-            found, headers = answer.read(), dict(answer.getheaders())
-            upstream.close()
-        except OSError:
+            with closing(connection) as upstream:
+                upstream.request(self.command, self.path, body=body or None, headers=dict(self.headers))
+                answer = upstream.getresponse()
+                found, headers = answer.read(), dict(answer.getheaders())
+        except (OSError, http.client.HTTPException):
             self._cut()
             return
         if fault == "late":

@@ -20,54 +20,85 @@ from banks import (
     splits,
     write,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cache import BankIncomplete, CacheError, Calibration, Writer, open_bank
-from cache.calibration import calibration_split, from_ranges
+from cache import BankIncomplete, CacheError, Calibration, Kind, Writer, open_bank
+from cache.calibration import calibration_split, first_tokens, from_ranges
 from cache.plan import deal
 from cache.verify import verify
 
 INT8 = recipe(dtype="int8")
 
 
+def ranges_of(states, n_tokens=100):
+    """The calibration of states of two groups: group layer token width."""
+    counts = np.full(2, n_tokens) if np.isscalar(n_tokens) else np.array(n_tokens)
+    return from_ranges(states.min(2), states.max(2), counts)
+
+
+@settings(deadline=None)
 @given(
-    states=arrays.arrays(np.float32, (2, 9, 5), elements=st.floats(-1e4, 1e4, width=32)),
+    states=arrays.arrays(np.float32, (2, 2, 9, 5), elements=st.floats(-1e4, 1e4, width=32)),
     offset=st.floats(-100, 100, width=32),
 )
-def test_what_calibrated_is_in_range_with_a_tenth_to_spare(states, offset):
+def test_what_calibrated_is_in_range_with_some_to_spare(states, offset):
     # In 64ths: below the smallest normal number a range is given up.
     states = np.round(64 * (states + np.float32(offset))) / np.float32(64)
-    made = from_ranges(states.min(1), states.max(1))
-    steps = (states.astype(np.float64) - made.shift[:, None]) / made.scale[:, None]
-    largest = np.abs(states).max(1)
-    moves = states.max(1) - states.min(1) > 0.02 * np.maximum(largest, np.median(largest, axis=-1)[:, None])
+    made = ranges_of(states)
+    steps = (states.astype(np.float64) - made.shift[:, :, None]) / made.scale[:, :, None]
+    largest = np.abs(states).max(2)
+    moves = states.max(2) - states.min(2) > 0.02 * np.maximum(
+        largest, np.median(largest, axis=-1, keepdims=True)
+    )
 
     assert (np.isfinite(made.scale) & (made.scale > 0)).all()
-    assert np.abs(steps).max() <= 127 / 1.1 * 1.01
-    np.testing.assert_allclose(np.abs(steps).max(1)[moves], 127 / 1.1, rtol=1e-3)
+    assert np.abs(steps).max() <= 127 / 2 * 1.01
+    np.testing.assert_allclose(np.abs(steps).max(2)[moves], 127 / 2, rtol=1e-3)
+
+
+def test_the_fewer_tokens_were_seen_the_wider_is_the_range_around_them():
+    random = np.random.default_rng(0)
+    states = random.standard_normal((2, 1, 4000, 16)).astype(np.float32)
+    for n, spare in ((4000, 1.158), (100, 2), (16, 3.5)):
+        seen = np.ptp(states[:, :, :n], axis=2)
+        np.testing.assert_allclose(
+            254 * ranges_of(states[:, :, :n], n).scale, spare * seen, rtol=1e-3, err_msg=str(n)
+        )
+        beyond = np.abs(states - ranges_of(states[:, :, :n], n).shift[:, :, None]) > (
+            127 * ranges_of(states[:, :, :n], n).scale[:, :, None]
+        )
+        assert beyond.mean() < 1e-3
 
 
 def test_a_channel_that_stands_still_is_given_room_for_rounding():
     states = (
-        np.full((1, 6, 4), 0.3, np.float32) + np.float32(1e-6) * np.arange(6, dtype=np.float32)[:, None]
+        np.full((2, 1, 6, 4), 0.3, np.float32) + np.float32(1e-6) * np.arange(6, dtype=np.float32)[:, None]
     )
-    made = from_ranges(states.min(1), states.max(1))
+    made = ranges_of(states)
 
-    assert (np.abs(states * (1 + 1e-4) - made.shift[:, None]) < 127 * made.scale[:, None]).all()
+    assert (np.abs(states * (1 + 1e-4) - made.shift[:, :, None]) < 127 * made.scale[:, :, None]).all()
     assert (made.scale < 1e-4).all()
 
 
 def test_one_huge_channel_takes_no_precision_from_the_others():
     random = np.random.default_rng(0)
-    states = random.standard_normal((1, 500, 64)).astype(np.float32)
-    plain = from_ranges(states.min(1), states.max(1)).scale
+    states = random.standard_normal((2, 1, 500, 64)).astype(np.float32)
+    plain = ranges_of(states).scale
     states[..., 7] *= 3000
-    huge = from_ranges(states.min(1), states.max(1)).scale
+    huge = ranges_of(states).scale
 
-    assert huge[0, 7] > 1000 * plain[0, 7]
-    assert np.array_equal(np.delete(huge, 7, 1), np.delete(plain, 7, 1))
+    assert (huge[..., 7] > 1000 * plain[..., 7]).all()
+    assert np.array_equal(np.delete(huge, 7, -1), np.delete(plain, 7, -1))
+
+
+@pytest.mark.parametrize("keep", ["all", "words", "first", "masked"])
+def test_first_tokens_are_those_of_examples_and_of_options(keep):
+    kind = np.array([Kind.SPECIAL, Kind.WORD, Kind.OPTION, Kind.WORD, Kind.OPTION, Kind.SPECIAL], np.uint8)
+    found = first_tokens(keep, kind, np.array([0, 2]))
+
+    assert np.flatnonzero(found).tolist() == ([2, 4] if keep == "masked" else [0, 2, 4])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +168,7 @@ def test_a_calibration_that_was_cut_off_is_made_again(tmp_path, path, monkeypatc
 @pytest.mark.parametrize("harm", ["flip", "gone"])
 def test_a_split_that_lost_its_scale_gets_it_from_another(path, harm):
     whole = files_of(path)
-    chunk = path / "train/scale/c/0/0"
+    chunk = path / "train/scale/c/0/0/0"
     damage(chunk) if harm == "flip" else chunk.unlink()
     with pytest.raises(CacheError, match="train/scale is damaged"):
         _ = open_bank(str(path)).split("train").scale
@@ -154,7 +185,7 @@ def test_a_split_that_lost_its_scale_gets_it_from_another(path, harm):
 def test_a_scale_lost_everywhere_is_made_again_but_never_another(path):
     whole = files_of(path)
     for split in ("train", "dev"):
-        damage(path / split / "shift/c/0/0")
+        damage(path / split / "shift/c/0/0/0")
     with Writer(str(path), INT8, splits()) as writer:
         assert writer.calibration is None
         same = calibration_of(INT8)
@@ -190,10 +221,20 @@ def test_a_scale_of_another_bank_is_noticed(tmp_path, path):
         same = calibration_of(other)
         writer.calibrate(Calibration(scale=same.scale, shift=same.shift))
         complete(writer)
-    shutil.copy(tmp_path / "other/train/scale/c/0/0", path / "train/scale/c/0/0")
+    shutil.copy(tmp_path / "other/train/scale/c/0/0/0", path / "train/scale/c/0/0/0")
 
     (line,) = verify(open_bank(str(path))).bad
     assert re.search("split train: scale and shift are not those of", line)
+
+
+def test_a_bank_of_one_scale_for_all_tokens_is_refused(path):
+    group = zarr.open_group(path / "train")
+    group.create_array("scale", data=np.ones((4, 8), np.float32), overwrite=True)
+    said = "train/scale is the same for all tokens.*extract again, into another --store"
+    with pytest.raises(CacheError, match=said):
+        open_bank(str(path)).split("train").numpy()
+    with pytest.raises(CacheError, match=said), Writer(str(path), INT8, splits()):
+        pass
 
 
 def test_the_files_of_other_banks_stay_what_they_were(tmp_path):

@@ -25,10 +25,16 @@ def test_further_rows_lie_in_blocks_of_their_own_and_the_others_stay(one, more, 
     before = deal(one, block_tokens=20, seed=seed)
     if more.max(initial=0) > before.block_tokens:
         with pytest.raises(CacheError, match="does not fit the bank's blocks"):
-            grow(before, np.arange(len(one), len(one) + len(more)), np.concatenate([one, more]), seed=seed)
+            grow(
+                before,
+                np.arange(len(one), len(one) + len(more)),
+                np.concatenate([one, more]),
+                block_tokens=20,
+                seed=seed,
+            )
         return
     lengths = np.concatenate([one, more])
-    plan = grow(before, np.arange(len(one), len(lengths)), lengths, seed=seed)
+    plan = grow(before, np.arange(len(one), len(lengths)), lengths, block_tokens=20, seed=seed)
     n = len(one)
     for name in ("row", "start", "length"):
         assert np.array_equal(getattr(plan, name)[:n], getattr(before, name)), name
@@ -54,7 +60,7 @@ def test_each_growth_is_dealt_in_an_order_of_its_own():
     plan = deal(np.full(50, 2), block_tokens=20, seed=3)
     for generation in (1, 2):
         lengths = np.full(50 * (generation + 1), 2)
-        plan = grow(plan, np.arange(50 * generation, len(lengths)), lengths, seed=3)
+        plan = grow(plan, np.arange(50 * generation, len(lengths)), lengths, block_tokens=20, seed=3)
     orders = {tuple(plan.row[50 * k : 50 * (k + 1)] - 50 * k) for k in range(3)}
     assert len(orders) == 3
 
@@ -92,7 +98,7 @@ def rows_of(texts):
     length = np.array([LENGTH[text] for text in texts], dtype=np.int32)
     named = {text: rows([1], text).text_hash[0] for text in texts}
     hashes = np.array([named[text] for text in texts], dtype=np.uint64)
-    return Rows(length=length, n_words=(length * 2 // 3).astype(np.int32), text_hash=hashes)
+    return Rows(lengths=length[None], n_words=(length * 2 // 3).astype(np.int32), text_hash=hashes)
 
 
 def labels(texts, names=("a", "b", "c")):

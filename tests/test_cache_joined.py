@@ -1,6 +1,8 @@
 """Joined splits against numpy concatenation of their pieces."""
 
+import gc
 import pickle
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -237,3 +239,20 @@ def test_a_target_that_a_piece_lacks_or_has_of_another_kind_is_named(tmp_path):
 def test_a_piece_that_cannot_be_is_refused(choice, said):
     with pytest.raises(CacheError, match=said):
         joined(Piece(store=tiny.shared().path, **choice))
+
+
+@pytest.mark.parametrize("make", [lambda: tiny.shared().split("train"), lambda: pieces_of(tiny.shared())])
+def test_the_memory_of_a_split_that_is_no_longer_used_is_free_at_once(make):
+    gc.disable()  # it comes round seldom, and not for the weight of arrays
+    try:
+        split = make()
+        held = [weakref.ref(split), weakref.ref(split.chunk(0, 0))]
+        assert split.chunk(0, 0) is held[1](), "chunks are kept while the split is"
+        del split
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
+
+
+def pieces_of(bank):
+    return joined(Piece(store=bank.path), Piece(store=bank.path, split="dev")).split("train")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cache.errors import CacheError
-from cache.plan import deal
+from cache.plan import deal, grow
 
 LENGTHS = st.lists(st.integers(0, 20), max_size=60).map(lambda lengths: np.array(lengths, dtype=np.int32))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -114,3 +114,67 @@ def test_lengths_may_sum_to_more_than_an_int32_holds():
     plan = deal(np.full(1000, 2**22, dtype=np.int32), block_tokens=2**22, seed=0)
 
     assert plan.start[-1] == 999 * 2**22
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8)), max_size=60).map(
+    lambda pairs: np.array([(a + b, b) for a, b in pairs], dtype=np.int32).reshape(-1, 2).T
+)
+
+
+@settings(deadline=None)
+@given(lengths=PAIRS, seed=SEEDS)
+def test_all_tokens_and_words_are_dealt_alike(lengths, seed):
+    plans = [deal(lengths, block_tokens=30, seed=seed, kept=kept) for kept in (0, 1)]
+    words = plans[1]
+    most = [words.length[words.examples(block)].sum() for block in range(words.n_blocks)]
+
+    assert np.array_equal(plans[0].row, words.row)
+    assert np.array_equal(plans[0].first, words.first)
+    assert np.array_equal(plans[0].start, deal(lengths[0], block_tokens=30, seed=seed).start)
+    assert np.array_equal(words.length, lengths[1, words.row])
+    assert words.block_tokens == max([1, *most]), "the room is what the fullest block needs"
+    for block in range(words.n_blocks):
+        assert words.start[words.examples(block)][0] == block * words.block_tokens
+
+
+@settings(deadline=None)
+@given(lengths=PAIRS, more=PAIRS, again=PAIRS, seed=SEEDS)
+def test_all_tokens_and_words_grow_alike(lengths, more, again, seed):
+    plans = [deal(lengths, block_tokens=30, seed=seed, kept=kept) for kept in (0, 1)]
+    for new in (more, again):
+        rows = np.arange(lengths.shape[1], lengths.shape[1] + new.shape[1])
+        lengths = np.concatenate([lengths, new], axis=1)
+        if any(new[kept].max(initial=0) > plans[kept].block_tokens for kept in (0, 1)):
+            return
+        how = {"block_tokens": 30, "seed": seed}
+        plans = [grow(plan, rows, lengths, kept=kept, **how) for kept, plan in enumerate(plans)]
+
+    assert np.array_equal(plans[0].row, plans[1].row)
+    assert np.array_equal(plans[0].first, plans[1].first)
+    for plan in plans:
+        for block in range(plan.n_blocks):
+            assert plan.length[plan.examples(block)].sum() <= plan.block_tokens
+
+
+def test_a_block_of_words_has_no_more_room_than_the_fullest_needs():
+    random = np.random.default_rng(0)
+    full = random.integers(20, 60, 3000)
+    whole, words = (
+        deal(np.stack([full, full // 3]), block_tokens=4096, seed=0, kept=kept) for kept in (0, 1)
+    )
+
+    assert whole.n_blocks == words.n_blocks > 20
+    assert words.block_tokens < 0.34 * whole.block_tokens
+
+
+def test_new_rows_that_would_overfill_a_block_of_words_begin_another_one_in_both():
+    lengths = np.array([[10, 10, 10, 10], [2, 2, 2, 2]])
+    new = np.array([[10] * 6, [4] * 6])  # as long as before, but of more words
+    both = np.concatenate([lengths, new], axis=1)
+    how = {"block_tokens": 20, "seed": 0}
+    grown = [
+        grow(deal(lengths, kept=kept, **how), np.arange(4, 10), both, kept=kept, **how) for kept in (0, 1)
+    ]
+
+    assert [plan.first.tolist() for plan in grown] == [[0, 2, 4, 5, 6, 7, 8, 9, 10]] * 2
+    assert [plan.block_tokens for plan in grown] == [20, 4]

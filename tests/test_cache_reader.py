@@ -16,6 +16,7 @@ from banks import (
     damage,
     files_of,
     make,
+    numbers_of,
     recipe,
     rows,
     states_of,
@@ -59,8 +60,12 @@ def numbers(split, states):
     """States put together by `expected`, as numbers."""
     if split.dtype != np.int8:
         return states
-    made = calibration_of(split.recipe)
-    return states.astype(np.float32) * made.scale[:, None] + made.shift[:, None]
+    return numbers_of(states, calibration_of(split.recipe), firsts(split))
+
+
+def firsts(split):
+    """Which tokens are the first of an example."""
+    return np.isin(np.arange(split.n_blocks * split.block_tokens), split.start[split.length > 0])
 
 
 def test_every_way_to_read_gives_the_states_that_were_written(bank):
@@ -74,7 +79,7 @@ def test_every_way_to_read_gives_the_states_that_were_written(bank):
     assert np.array_equal(bits(split.take(everything)), bits(whole)), "take"
     assert np.array_equal(bits(split.numpy()), bits(numbers(split, whole))), "numpy"
     assert np.array_equal(bits(split.dask().compute(scheduler="sync")), bits(numbers(split, whole))), "dask"
-    assert np.array_equal(bits(split.to_float(whole)), bits(numbers(split, whole))), "to_float"
+    assert np.array_equal(bits(split.to_float(whole, everything)), bits(numbers(split, whole))), "to_float"
     assert streamed.dtype == split.dtype == DTYPES[bank.recipe.dtype]
     assert split.numpy().dtype == split.dask().dtype == numbers(split, whole).dtype
 
@@ -85,8 +90,11 @@ def test_states_of_some_layers_of_int8_become_numbers_by_their_own_scale(tmp_pat
 
     assert np.array_equal(split.numpy([3, 2]), whole[[2, 1]])
     assert np.array_equal(split.dask([3]).compute(scheduler="sync"), whole[[2]])
-    assert np.array_equal(split.to_float(split.take(np.arange(40), [2, 0]), [2, 0]), whole[[1, 0], :40])
-    assert (split.scale.shape, split.shift.shape) == ((3, 8), (3, 8))
+    some = np.array([39, 0, 17, 5, 16, 30])
+    assert firsts(split)[some].any()
+    assert not firsts(split)[some].all()
+    assert np.array_equal(split.to_float(split.take(some, [2, 0]), some, [2, 0]), whole[[1, 0]][:, some])
+    assert (split.scale.shape, split.shift.shape) == ((2, 3, 8), (2, 3, 8))
     assert make(tmp_path / "other").split("train").scale is None
 
 
@@ -313,7 +321,7 @@ def test_a_chunk_is_checked_once_however_often_it_is_mapped(tmp_path, monkeypatc
         assert np.array_equal(split.gather(range(len(TRAIN)))[0].shape, (4, sum(TRAIN), 8))
 
     assert len(checked) == 4 * split.n_blocks
-    assert split.chunk.cache_info().currsize == 2
+    assert split._chunks.cache_info().currsize == 2
 
 
 def test_damage_after_the_first_touch_is_left_to_verify(tmp_path):
@@ -353,10 +361,10 @@ def test_a_decoded_bank_larger_than_its_memory_is_not_kept_whole(tmp_path, monke
     monkeypatch.setattr("cache.reader._DECODED_BYTES", 6 * 16 * 8 * 2)
     split = bank.split("train")
     for _ in split.blocks():
-        assert split.chunk.cache_info().currsize <= 6
+        assert split._chunks.cache_info().currsize <= 6
     fresh = bank.split("train")
     fresh.numpy()
-    assert fresh.chunk.cache_info().currsize == 0, "kept twice in memory"
+    assert fresh._chunks.cache_info().currsize == 0, "kept twice in memory"
 
 
 DAMAGES = {

@@ -354,7 +354,7 @@ def test_reading_a_block_fetches_its_layers_at_a_time_and_keeps_none(server, pro
         assert all(chunk.flags.writeable for chunk in found)
     assert proxy.most > 1
     assert len(proxy.requests) == 2 * ours.n_blocks
-    assert ours.chunk.cache_info().currsize == 0
+    assert ours._chunks.cache_info().currsize == 0
     ours.read_block(0, [3, 1])
     assert len(proxy.requests) == 2 * ours.n_blocks + 2, "something was kept"
 

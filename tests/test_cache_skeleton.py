@@ -80,8 +80,8 @@ def test_what_does_not_change_the_bank_may_differ(path, same):
 
 
 def test_a_bank_dealt_another_way_is_refused(path, monkeypatch):
-    def other_lay(row, lengths, *, sizes, room):
-        found = plan.lay(row, lengths, sizes=sizes, room=room)
+    def other_lay(row, lengths, **how):
+        found = plan.lay(row, lengths, **how)
         return replace(found, start=found.start + 1)
 
     monkeypatch.setattr("cache.growth.lay", other_lay)
@@ -91,8 +91,8 @@ def test_a_bank_dealt_another_way_is_refused(path, monkeypatch):
 def test_the_order_of_a_bank_is_its_own(path, monkeypatch):
     """A deal that other versions draw otherwise is read from the bank, and not drawn again."""
 
-    def other_deal(lengths, *, block_tokens, seed):
-        return plan.deal(lengths, block_tokens=block_tokens, seed=seed + 1)
+    def other_deal(lengths, *, seed, **how):
+        return plan.deal(lengths, seed=seed + 1, **how)
 
     before = files_of(path)
     monkeypatch.setattr("cache.writer.deal", other_deal)
@@ -225,7 +225,7 @@ def test_arrays_name_their_axes_and_types(path):
 def test_rows_of_any_integer_type_make_the_same_bank(tmp_path):
     wide = {
         name: Rows(
-            length=split.length.astype(np.int64),
+            lengths=split.lengths.astype(np.int64),
             n_words=split.n_words.astype(np.int64),
             text_hash=split.text_hash,
         )

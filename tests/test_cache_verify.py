@@ -9,13 +9,21 @@ from cache import CacheError, Target, Writer, open_bank
 from cache.verify import verify
 
 
-@pytest.fixture(params=["none", "zstd"])
-def path(request, tmp_path):
-    copy_to(tmp_path / "bank", request.param)
-    with Writer(str(tmp_path / "bank"), recipe(codec=request.param), splits()) as writer:
+@pytest.fixture(scope="module", params=["none", "zstd"])
+def made(request, tmp_path_factory):
+    """A bank with a target."""
+    folder = tmp_path_factory.mktemp("verify")
+    copy_to(folder / "bank", request.param)
+    with Writer(str(folder / "bank"), recipe(codec=request.param), splits()) as writer:
         values = np.zeros(10, np.int32)
         writer.write_target("train", Target(name="y", kind="class", names=("a",), values=values))
-    return tmp_path / "bank"
+    return folder / "bank"
+
+
+@pytest.fixture
+def path(made, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(made, tmp_path / "bank")
 
 
 def test_a_whole_bank_is_ok(path):

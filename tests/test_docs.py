@@ -107,7 +107,7 @@ def test_readme_marks_the_test_command_that_ci_runs():
         r"<!-- test command -->\s*```[a-z]*\n(.+?)\n```", (ROOT / "README.md").read_text(encoding="utf-8")
     )
     assert len(marked) == 1
-    assert marked[0].endswith(".venv/bin/pytest -n 2")
+    assert marked[0].endswith(".venv/bin/pytest -n 2 --dist worksteal")
 
 
 def test_every_decision_is_listed():

@@ -1,11 +1,13 @@
-"""Extraction on a cluster one of whose processes is killed; and clusters that are not as they should be."""
+"""Extraction on a cluster one of whose processes is killed, sweeps on it, and clusters that fail."""
 
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 
+import dask
 import pytest
 import tiny
 import torch
@@ -18,19 +20,44 @@ from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import extract
+from pipeline.grid import Grid
+from pipeline.job import Schedule
+from pipeline.results import load_run
+from pipeline.runner import Plan
 from pipeline.stage import Stage
+from pipeline.sweep import sweep
 
 pytest.importorskip("distributed", reason="the extra 'cluster' is not installed")
 
 
+PATIENCE_S = 300
+"""A loaded machine may need minutes for what takes seconds: to start a worker, to answer, to end."""
+
+
 @pytest.fixture(scope="module")
 def client():
-    with cluster.connect("local:2", threads=1) as found:
-        yield found
-        pids = list(found.run(os.getpid).values())
+    patient = {
+        "distributed.comm.timeouts.connect": f"{PATIENCE_S} s",
+        "distributed.scheduler.worker-ttl": None,  # a worker that is slow to answer is not given up
+    }
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(patient):
+        patch.setattr(cluster, "_WITHOUT_WORKERS_S", PATIENCE_S)
+        with cluster.connect("local:2", threads=1) as found:
+            yield found
+            pids = list(found.run(os.getpid).values())
     for pid in pids:
-        with pytest.raises(ProcessLookupError):
+        assert ends(pid), f"the worker of process {pid} outlives its cluster"
+
+
+def ends(pid):
+    """Whether a process ends, sooner or later."""
+    for _ in range(PATIENCE_S * 10):
+        try:
             os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +163,22 @@ def _fail(number):
 def test_what_a_task_raises_comes_back(client):
     with pytest.raises(PipelineError, match="item 0 is bad"):
         list(cluster.run(client, _fail, [0]))
+
+
+@pytest.mark.slow
+def test_sweep_on_a_cluster_equals_one_on_this_machine(tmp_path, client):
+    def run(folder, targets=("label", "tags"), **where):
+        grid = Grid(targets=targets, fusions=["linear", "attention"], dropout=[0.1], seeds=2)
+        plan = Plan(store=tiny.shared().path, schedule=Schedule(epochs=3))
+        rows = sweep(plan, grid, out=str(tmp_path / folder), **where)["rows"]
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+    with pytest.raises(PipelineError, match="did you mean 'label'"):
+        run("c", ["labl"], client=client)
+    assert run("a", client=client) == run("b")
+    for name in ("label-linear-batch=32", "tags-attention-batch=32"):
+        a, b = (load_run(str(tmp_path / folder / "heads" / name)).head.state_dict() for folder in "ab")
+        assert all((a[key] == b[key]).all() for key in b)
 
 
 # Without a cluster.

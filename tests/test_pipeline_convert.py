@@ -74,7 +74,9 @@ def test_what_is_converted_is_what_would_have_been_extracted(tmp_path, made, sou
 
 @pytest.mark.parametrize("keep", ["words", "first"])
 @pytest.mark.parametrize("source", ["all", "words"])
-def test_fewer_tokens_are_those_of_the_extraction_but_for_rounding(tmp_path, made, source, keep):
+def test_fewer_tokens_are_those_of_the_extraction(tmp_path, made, source, keep):
+    # Words are dealt as all tokens are, and so encoded in the same batches; first tokens are not.
+    atol = 1e-5 if keep == "first" else 0
     result = convert(made(dtype="float32", keep=source), str(tmp_path / "b"), keep=keep)
     found, expected = open_bank(result.store), made(dtype="float32", keep=keep)
 
@@ -84,7 +86,7 @@ def test_fewer_tokens_are_those_of_the_extraction_but_for_rounding(tmp_path, mad
         one, two = found.split(name), expected.split(name)
         for array in ("start", "length", "row", "n_words", "text_hash", "input_ids", "word_id", "kind"):
             np.testing.assert_array_equal(getattr(one, array), getattr(two, array), err_msg=array)
-        np.testing.assert_allclose(one.numpy(), two.numpy(), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(one.numpy(), two.numpy(), atol=atol, rtol=0)
         assert dict(one.group.attrs) == dict(two.group.attrs)
         for target in ("tags", "intent", "score"):
             np.testing.assert_array_equal(one.target(target).values, two.target(target).values)
@@ -99,7 +101,7 @@ def test_int8_from_int8_keeps_the_numbers(tmp_path, made):
     split = source.split("train")
 
     assert verify(open_bank(str(tmp_path / "b"))).ok
-    np.testing.assert_array_equal(found.scale, split.scale[[2]])
+    np.testing.assert_array_equal(found.scale, split.scale[:, [2]])
     used = np.flatnonzero(split.kind > 0)
     first = np.isin(used, split.start)
     kept = used[first | (split.kind[used] == Kind.WORD)]

@@ -139,7 +139,7 @@ def test_quick_demo_of_the_command_line_runs_offline(tmp_path, monkeypatch):
     # No proxy and no name server answers: whatever asked for the network would fail.
     closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "cli.py"), "demo", "--out", "d", "--quick", "--threads", "1", "--json"],
+        [sys.executable, str(ROOT / "cli.py"), "demo", "--out", "d", "--quick", "--epochs", "3", "--json"],
         cwd=tmp_path,
         env={**os.environ, **closed, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,

@@ -9,10 +9,9 @@ from pipeline.errors import PipelineError
 
 
 @pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def unasked(monkeypatch):
+    """An environment that asks for no number of threads."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.mark.parametrize(
@@ -37,18 +36,28 @@ def test_a_device_that_is_not_there_is_refused_with_the_names_that_work(name):
         pick_device(name)
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("unasked")
 def test_threads_are_as_many_as_asked_and_one_a_core_by_default(monkeypatch):
     assert set_threads(3) == torch.get_num_threads() == 3
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
     assert set_threads(None) == torch.get_num_threads() == 2
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("unasked")
 def test_threads_are_counted_where_the_system_cannot_bind_a_process_to_cores(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert set_threads(None) == torch.get_num_threads() == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "count"), [("3", 3), (" 4,2", 4), ("0", 2), ("", 2), ("many", 2), ("-1", 2)]
+)
+def test_threads_are_as_many_as_the_environment_asks_for_where_no_flag_does(monkeypatch, asked, count):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 2}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert set_threads(None) == torch.get_num_threads() == count
+    assert set_threads(5) == torch.get_num_threads() == 5
 
 
 @pytest.mark.parametrize("count", [0, -2])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from banks import files_of
+from banks import channels_of, files_of
 from encoders import FAMILIES, SENTENCES, copy_of, tiny_encoder
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
@@ -480,8 +480,9 @@ def test_an_int8_bank_grows_with_the_scale_it_has(tmp_path, corpus):
             stored, states = (
                 found.gather([i])[0].astype(float) for found, i in zip((grown, exact), at, strict=True)
             )
-            read = stored * grown.scale[:, None] + grown.shift[:, None]
-            assert (np.abs(read - states) <= 0.51 * grown.scale[:, None] + 1e-4)[np.abs(stored) < 127].all()
+            scale, shift = channels_of(grown, np.arange(stored.shape[1]) == 0)
+            read = stored * scale + shift
+            assert (np.abs(read - states) <= 0.51 * scale + 1e-4)[np.abs(stored) < 127].all()
 
 
 def test_a_growth_says_what_it_took_and_what_has_no_labels(tmp_path):

@@ -364,7 +364,7 @@ def test_the_experiment_has_the_encoder_s_own_perplexity_and_lower_ones(tmp_path
     encoder = tiny_masked_lm("bert")
     lab = lab_of(tmp_path, encoder)
     options = {"fusions": "last_layer,attention", "lr": "1e-2", "epochs": "2", "max_length": "20"}
-    options |= {"maskings": "1"}
+    options |= {"maskings": "1", "tune_lr": "1e-3"}
     result = perform("masked-lm", options, lab)
     rows = {(row["fusion"], row["learn"]): row for row in result["tables"][0]["rows"]}
     untouched = rows["untouched encoder", ""]["dev"]
@@ -377,9 +377,15 @@ def test_the_experiment_has_the_encoder_s_own_perplexity_and_lower_ones(tmp_path
         ("last_layer", "transform"),
         ("attention", "none"),
         ("attention", "transform"),
+        ("fine_tune", "transform"),
     }
+    tuned, head = rows["fine_tune", "transform"], rows["last_layer", "transform"]
+    assert tuned["dev"] < untouched
+    assert tuned["parameters"] > head["parameters"]
+    assert tuned["lr"] == 1e-3
     assert rows["attention", "none"]["parameters"] == WIDTH
     monkeypatch.setattr(Runner, "train", lambda *_: pytest.fail("it was there already"))
+    monkeypatch.setattr("pipeline.tuning.run.fit", lambda *_: pytest.fail("it was there already"))
     assert perform("masked-lm", options, lab)["tables"] == result["tables"]
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from banks import files_of
+from banks import channels_of, files_of
 from encoders import SENTENCES, tiny_encoder
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cache import CacheError, Kind, Writer, open_bank
+from cache import CacheError, Calibration, Kind, Writer, open_bank
 from cache.calibration import from_ranges
 from pipeline import batches
 from pipeline.arrays import channel_range, to_float, to_torch
@@ -51,16 +51,21 @@ def corpus(tmp_path):
     return load_corpus(str(tmp_path / "data"))
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     states=arrays.arrays(np.float32, (2, 7, 3), elements=st.floats(-1e3, 1e3, width=32)),
-    scale=arrays.arrays(np.float32, (2, 3), elements=st.floats(0.015625, 10, width=32)),
-    shift=arrays.arrays(np.float32, (2, 3), elements=st.floats(-100, 100, width=32)),
+    scale=arrays.arrays(np.float32, (2, 2, 3), elements=st.floats(0.015625, 10, width=32)),
+    shift=arrays.arrays(np.float32, (2, 2, 3), elements=st.floats(-100, 100, width=32)),
+    first=st.sets(st.integers(0, 6)),
 )
-def test_each_state_goes_to_the_nearest_step_in_range(states, scale, shift):
+def test_each_state_goes_to_the_nearest_step_in_range_of_its_group(states, scale, shift, first):
     out = torch.full(states.shape, 99, dtype=torch.int8)
-    found = quantise(*map(torch.from_numpy, (states, scale, shift)), out=out)
+    places = torch.tensor(sorted(first), dtype=torch.int64)
+    found = quantise(*map(torch.from_numpy, (states, scale, shift)), places, out=out)
 
-    exact = (states.astype(np.float64) - shift[:, None]) / scale[:, None]
+    made = Calibration(scale=scale, shift=shift)
+    scale, shift = channels_of(made, np.isin(np.arange(7), sorted(first)))
+    exact = (states.astype(np.float64) - shift) / scale
     off = np.abs(out.numpy() - np.clip(exact, -127, 127))
     assert (off <= 0.5 + 1e-3).all()
     assert (np.abs(out.numpy().astype(int)) <= 127).all()
@@ -75,25 +80,42 @@ def test_what_is_no_number_is_found(value):
     states = torch.zeros(3, 5, 4)
     states[1, 3, 2] = value
     found = quantise(
-        states, torch.ones(3, 4), torch.zeros(3, 4), out=torch.zeros(3, 5, 4, dtype=torch.int8)
+        states,
+        torch.ones(2, 3, 4),
+        torch.zeros(2, 3, 4),
+        torch.tensor([0]),
+        out=torch.zeros(3, 5, 4, dtype=torch.int8),
     )
 
     assert (~found.finite).nonzero().tolist() == [[1, 3]]
 
 
-def test_a_bank_holds_the_float32_states_rounded_to_its_scale(tmp_path, corpus, encoder):
+@pytest.mark.parametrize(("room", "enough"), [(64, False), (160, True)])
+def test_a_bank_holds_the_float32_states_rounded_to_its_scale(
+    tmp_path, corpus, encoder, monkeypatch, room, enough
+):
+    monkeypatch.setattr("pipeline.extract.block_tokens_for", lambda *_: room)
     for dtype in ("float32", "int8"):
         result = extract(corpus, encoder, str(tmp_path / dtype), dtype=dtype)
     plain, short = (open_bank(str(tmp_path / dtype)) for dtype in ("float32", "int8"))
     first = plain.split("train").numpy()[:, : plain.split("train").block_tokens]
-    used = plain.split("train").kind[: first.shape[1]] > 0
-    made = from_ranges(first[:, used].min(1), first[:, used].max(1))
+    kinds = plain.split("train").kind[: first.shape[1]]
+    opens = np.isin(np.arange(len(kinds)), plain.split("train").start)
+    assert bool(opens.sum() >= 8) == enough
+    own = ((kinds > 0) & ~opens, opens if enough else kinds > 0)
+    found = [first[:, chosen] for chosen in own]
+    made = from_ranges(
+        np.stack([part.min(1) for part in found]),
+        np.stack([part.max(1) for part in found]),
+        np.array([part.shape[1] for part in found]),
+    )
     for name in ("train", "dev"):
         one, two = plain.split(name), short.split(name)
         np.testing.assert_array_equal(two.scale, made.scale)
         np.testing.assert_array_equal(two.shift, made.shift)
         used = one.kind > 0
-        steps = np.rint((one.numpy()[:, used] - made.shift[:, None]) * (1 / made.scale[:, None]))
+        scale, shift = channels_of(made, np.isin(np.flatnonzero(used), one.start))
+        steps = np.rint((one.numpy()[:, used] - shift) * (1 / scale))
         stored = two.take(np.flatnonzero(used))
         np.testing.assert_array_equal(stored, np.clip(steps, -127, 127).astype(np.int8))
         share = (np.abs(steps) > 127).mean()
@@ -152,7 +174,7 @@ def test_a_scale_lost_everywhere_comes_back_without_a_block_written(tmp_path, co
     extract(corpus, encoder, str(tmp_path / "b"), dtype="int8")
     whole = files_of(tmp_path / "b")
     for split in ("train", "dev"):
-        (tmp_path / "b" / split / "scale/c/0/0").unlink()
+        (tmp_path / "b" / split / "scale/c/0/0/0").unlink()
     with pytest.raises(CacheError, match=r"scale is damaged .* run the same 'layerbank extract' again"):
         open_bank(str(tmp_path / "b")).split("train").numpy()
 
@@ -229,19 +251,49 @@ def test_heads_read_an_int8_bank_as_numbers(memory_bytes, dtype, steps, share):
         rows = [tiny.example("dev", int(part.row[i])) for i in order[first : first + 8]]
         exact = np.concatenate([row.states[:, row.kind == Kind.WORD] for row in rows], axis=1)[[0, 2, 3]]
         off = np.abs(inputs.states.float().numpy() - exact)
-        assert (off <= steps * part.scale[:, None] + share * np.abs(exact)).all()
+        assert (off <= steps * part.scale[0, :, None] + share * np.abs(exact)).all()
+
+
+@pytest.mark.parametrize("memory_bytes", [2**30, 0], ids=["resident", "streamed"])
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_heads_read_first_tokens_by_their_own_scale(memory_bytes, pooling):
+    part = tiny.shared(dtype="int8", layers=(0, 2, 3)).split("dev")
+    target = part.target("label")
+    spec = plan_head(
+        fusion="attention",
+        decoder=None,
+        target=target,
+        kept=part.layers,
+        last=3,
+        width=8,
+        options={"pooling": pooling},
+    )
+    feeds = batches.Feeds(memory_bytes=memory_bytes)
+    data = batches.load(part, build_head(spec, seed=0), spec.layers, target, feeds)
+    order = data.feed.order(seed=0, epoch=1)
+    whole = part.numpy()
+    for first, (inputs, _, _) in zip(range(0, 50, 8), data.batches(order, batch_size=8), strict=True):
+        lengths = part.length if pooling == "mean" else np.ones_like(part.length)
+        rows = [slice(part.start[i], part.start[i] + lengths[i]) for i in order[first : first + 8]]
+        expected = np.concatenate([whole[:, row] for row in rows], axis=1)
+        np.testing.assert_allclose(inputs.states.numpy(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int8"])
 def test_to_float_gives_the_numbers_of_the_reader(dtype):
     split = tiny.shared(dtype=dtype).split("dev")
-    layers, position = [3, 1], np.arange(30)
-    stored = to_torch(split.take(position, layers))
-    floats = to_float(stored, *channel_range(split, layers, CPU), torch.float32)
+    layers, everything = [3, 1], np.arange(30)
+    opens = split.start[split.start < 30]
+    for position in (everything, opens, np.setdiff1d(everything, opens)):
+        stored, first = to_torch(split.take(position, layers)), np.isin(position, opens)
+        floats = to_float(stored, channel_range(split, layers, CPU), first, torch.float32)
 
-    assert floats.dtype == torch.float32
-    expected = split.numpy(layers)[:, :30].astype(np.float32)
-    np.testing.assert_allclose(floats.numpy(), expected, rtol=0, atol=1e-6 if dtype == "int8" else 0)
+        assert floats.dtype == torch.float32
+        if first.all() or not first.any():
+            only = channel_range(split, layers, CPU, group=int(first.any()))
+            assert torch.equal(to_float(stored, only, None, torch.float32), floats)
+        expected = split.numpy(layers)[:, position].astype(np.float32)
+        np.testing.assert_allclose(floats.numpy(), expected, rtol=0, atol=1e-6 if dtype == "int8" else 0)
 
 
 @pytest.mark.gpu
@@ -249,11 +301,12 @@ def test_to_float_gives_the_numbers_of_the_reader(dtype):
 def test_a_gpu_quantises_as_a_cpu_does():
     random = torch.Generator().manual_seed(0)
     states = torch.randn(3, 500, 16, generator=random)
-    scale, shift = torch.full((3, 16), 2.5 / 127), torch.full((3, 16), 0.1)
+    scale, shift = torch.full((2, 3, 16), 2.5 / 127), torch.full((2, 3, 16), 0.1)
+    first = torch.arange(0, 500, 20)
     outs, counts = [], []
     for device in ("cpu", "cuda"):
         out = torch.zeros(states.shape, dtype=torch.int8, device=device)
-        found = quantise(states.to(device), scale.to(device), shift.to(device), out=out)
+        found = quantise(*(part.to(device) for part in (states, scale, shift, first)), out=out)
         outs.append(out.cpu())
         counts.append(found.clipped.cpu())
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from cache import Split
-from pipeline import cluster, runner, train
+from pipeline import runner, train
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule, prepare
@@ -279,15 +279,3 @@ def test_nothing_is_trained_or_claimed_before_all_shapes_fit(tmp_path):
         run(out, Grid(targets=["label"], fusions=["linear"], dropout=[0.0, 2.0]))
     assert not out.exists()
     run(out, Grid(targets=["label"], fusions=["linear"], dropout=[0.0, 0.2]))
-
-
-def test_sweep_on_a_cluster_equals_one_on_this_machine(tmp_path):
-    grid = Grid(targets=["label", "tags"], fusions=["linear", "attention"], dropout=[0.1], seeds=2)
-    with cluster.connect("local:2", threads=1) as client:
-        spread = run(tmp_path / "a", grid, client=client)
-        with pytest.raises(PipelineError, match="did you mean 'label'"):
-            run(tmp_path / "c", Grid(targets=["labl"], fusions=["linear"]), client=client)
-    assert rows_of(spread) == rows_of(run(tmp_path / "b", grid))
-    for name in ("label-linear-batch=32", "tags-attention-batch=32"):
-        a, b = (load_run(str(tmp_path / folder / "heads" / name)).head.state_dict() for folder in "ab")
-        assert all((a[key] == b[key]).all() for key in b)

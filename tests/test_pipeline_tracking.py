@@ -10,7 +10,7 @@ import tuning
 from typer.testing import CliRunner
 
 import cli
-from pipeline import tracking
+from pipeline import sweep, tracking
 from pipeline.records import read_record
 
 
@@ -58,7 +58,8 @@ def runs_of(folder, parent=None):
         reader = client(folder)
         experiment = reader.get_experiment_by_name("layerbank")
         runs = reader.search_runs([experiment.experiment_id])
-    return {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent}
+    newest_last = [run for run in reversed(runs) if run.data.tags.get("mlflow.parentRunId") == parent]
+    return {run.info.run_name: run for run in newest_last}
 
 
 def scalars(folder):
@@ -73,12 +74,9 @@ def test_the_curves_of_a_run_are_those_of_its_folder(folder):
     found = scalars(folder / "tensorboard" / "run-tensorboard")
     assert found["loss"] == pytest.approx({line["epoch"]: line["loss"] for line in lines})
     assert found["dev/accuracy"] == pytest.approx({ln["epoch"]: ln["dev"]["accuracy"] for ln in lines})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run = runs_of(folder)["run-mlflow"]
-        history = client(folder).get_metric_history(run.info.run_id, "loss")
+    run = runs_of(folder)["run-mlflow"]
     lines = read_record(folder / "run-mlflow").lines
-    assert {one.step: one.value for one in history} == {line["epoch"]: line["loss"] for line in lines}
+    assert losses(folder, "mlflow", "run-mlflow") == {line["epoch"]: line["loss"] for line in lines}
     assert run.info.status == "FINISHED"
     assert (run.data.params["method"], run.data.params["lr"]) == ("attention", "0.001")
     assert run.data.metrics["best/dev"] == max(line["dev"]["accuracy"] for line in lines)
@@ -119,21 +117,100 @@ def test_a_run_through_the_encoder_is_tracked_too(tmp_path):
     assert found["loss"] == pytest.approx({ln["epoch"]: ln["loss"] for ln in read_record(out).lines})
 
 
-def test_a_run_that_was_cut_off_goes_on_in_mlflow(folder):
-    def cut_off():
-        with tracking.tracked("mlflow", str(folder / "r")) as log:
-            log.scalars(1, {"loss": 2.0})
-            raise KeyboardInterrupt
+def losses(folder, tool, name):
+    """The loss by epoch that a tool shows for the newest run of a name."""
+    if tool == "tensorboard":
+        return scalars(folder / "tensorboard" / name)["loss"]
+    run = runs_of(folder)[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = client(folder).get_metric_history(run.info.run_id, "loss")
+    return {one.step: one.value for one in history}
 
+
+def cut_off(out, tool):
+    """A run that is killed after its first epoch."""
+    with tracking.tracked(tool, str(out)) as log:
+        log.scalars(1, {"loss": 2.0})
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("tool", ["tensorboard", "mlflow"])
+@pytest.mark.parametrize(("goes_on", "seen"), [(True, {1: 2.0, 2: 1.0}), (False, {2: 1.0})])
+def test_only_a_resumed_run_goes_on_with_the_curves_of_its_name(tool, goes_on, seen, folder):
+    name = f"cut-off-{goes_on}"
     with pytest.raises(KeyboardInterrupt):
-        cut_off()
-    assert runs_of(folder)["r"].info.status == "RUNNING"
-    with tracking.tracked("mlflow", str(folder / "r")) as log:
+        cut_off(folder / name, tool)
+    assert losses(folder, tool, name) == {1: 2.0}
+    with tracking.tracked(tool, str(folder / name), goes_on=goes_on) as log:
         log.scalars(2, {"loss": 1.0})
-    run = runs_of(folder)["r"]
-    history = client(folder).get_metric_history(run.info.run_id, "loss")
-    assert [(one.step, one.value) for one in history] == [(1, 2.0), (2, 1.0)]
-    assert run.info.status == "FINISHED"
+    assert losses(folder, tool, name) == seen
+    if tool == "mlflow":
+        assert runs_of(folder)[name].info.status == "FINISHED"
+
+
+def test_fresh_curves_take_nothing_away_but_curves(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        cut_off(tmp_path / "r", "tensorboard")
+    (tmp_path / "tensorboard" / "r" / "notes.txt").write_text("the user's")
+    with tracking.tracked("tensorboard", str(tmp_path / "r" / "deeper")) as log:
+        log.scalars(1, {"loss": 3.0})
+    with tracking.tracked("tensorboard", str(tmp_path / "r")) as log:
+        log.child("head").scalars(1, {"loss": 1.0})
+    assert (tmp_path / "tensorboard" / "r" / "notes.txt").exists()
+    assert scalars(tmp_path / "tensorboard" / "r") == {}
+    assert scalars(tmp_path / "tensorboard" / "r" / "head") == {"loss": {1: 1.0}}
+    assert losses(tmp_path / "r", "tensorboard", "deeper") == {1: 3.0}
+
+
+def test_a_command_that_is_refused_leaves_the_curves_of_the_run_there(folder):
+    before = losses(folder, "tensorboard", "run-tensorboard")
+    words = ["train", tiny.shared().path, "--target", "label", "--out", str(folder / "run-tensorboard")]
+    done = CliRunner().invoke(cli.app, [*words, "--track", "tensorboard"])
+    assert done.exit_code == 1
+    assert "not empty" in done.stderr
+    assert losses(folder, "tensorboard", "run-tensorboard") == before
+
+
+def test_a_sweep_that_was_cut_off_goes_on_as_one_run(folder, monkeypatch):
+    words = ["sweep", tiny.shared().path, "--target", "label", "--fusion", "linear,last_layer"]
+    words += ["--epochs", "1", "--threads", "1", "--track", "mlflow", "--out", str(folder / "cut-sweep")]
+    whole, kept = sweep._Keeper._keep_best, []
+
+    def keep_one(self, outcome):
+        if kept:
+            raise KeyboardInterrupt
+        kept.append(outcome.stack.shape.name)
+        whole(self, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep._Keeper, "_keep_best", keep_one)
+        assert CliRunner().invoke(cli.app, words).exit_code == 130
+    command(words)
+    children = runs_of(folder, runs_of(folder)["cut-sweep"].info.run_id)
+    assert len(children) == 2
+    assert any(name.startswith(kept[0]) for name in children)
+
+
+def test_a_run_through_the_encoder_that_was_cut_off_goes_on(tmp_path, monkeypatch):
+    tuning.data(tmp_path / "data")
+    tiny.encoder(tmp_path / "encoder")
+    words = ["tune", str(tmp_path / "data"), "--encoder", str(tmp_path / "encoder"), "--target", "intent"]
+    words += ["--method", "bitfit", "--epochs", "2", "--out", str(tmp_path / "r"), "--track", "tensorboard"]
+    words += ["--device", "cpu", "--threads", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.terminal.epoch_note", _killed)
+        assert CliRunner().invoke(cli.app, words).exit_code == 130
+    assert losses(tmp_path, "tensorboard", "r").keys() == {1}
+    command(words)
+    lines = read_record(tmp_path / "r").lines
+    found = losses(tmp_path, "tensorboard", "r")
+    assert found == pytest.approx({line["epoch"]: line["loss"] for line in lines})
+    assert found.keys() == {1, 2}
+
+
+def _killed(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

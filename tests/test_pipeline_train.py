@@ -371,3 +371,19 @@ def test_splits_in_other_roles(tmp_path):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_bank_of_16_bits_trains_as_well(dtype):
     assert fit(job(bank=tiny.shared(dtype=dtype)), [FAST], Schedule(epochs=5))[0].dev >= 90
+
+
+@pytest.mark.parametrize("fusion", ["attention", "linear"])
+def test_a_bank_of_words_trains_the_same_tagger_as_one_of_all_tokens(fusion):
+    banks = [tiny.shared(keep=keep) for keep in ("all", "words")]
+    whole, words = (bank.split("train") for bank in banks)
+    assert whole.n_blocks == words.n_blocks > 3
+    assert words.block_tokens < 0.8 * whole.block_tokens
+    found = [
+        fit(job("tags", fusion, bank), [FAST, HeadRates(lr=3e-3, seed=5)], Schedule(epochs=3))
+        for bank in banks
+    ]
+    for one, other in zip(*found, strict=True):
+        assert same(values(one.head), values(other.head))
+        assert [line.dev for line in one.epochs] == [line.dev for line in other.epochs]
+        assert [line.loss for line in one.epochs] == [line.loss for line in other.epochs]

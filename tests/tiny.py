@@ -17,6 +17,7 @@ from banks import codes_of
 
 from cache import Bank, Calibration, EncoderRecord, Kind, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
+from cache.layout import ALIKE
 
 LAST, WIDTH = 3, 8
 CLASSES = ("blue", "green", "red")
@@ -121,7 +122,10 @@ def bank(path, *, sizes=None, skipped=None, only=("label", "tags", "value"), **c
     splits = {split: examples(split, n) for split, n in sizes.items()}
     rows = {
         split: Rows(
-            length=np.array([row.kept(what.keep).sum() for row in found], np.int32),
+            lengths=np.array(
+                [[row.kept(keep).sum() for row in found] for keep in ALIKE[what.keep]], np.int32
+            ),
+            kept=ALIKE[what.keep].index(what.keep),
             n_words=np.array([row.n_words for row in found], np.int32),
             text_hash=hash_texts(f"{split} {i}" for i in range(len(found))),
         )
@@ -134,7 +138,10 @@ def bank(path, *, sizes=None, skipped=None, only=("label", "tags", "value"), **c
             for block in writer.missing(split):
                 states, small = _block(writer, split, block, found)
                 if what.dtype == "int8":
-                    states, clipped = codes_of(states, writer.calibration)
+                    plan, first = writer.plans[split], np.zeros(states.shape[1], bool)
+                    here = plan.examples(block)
+                    first[(plan.start[here] - block * plan.block_tokens)[plan.length[here] > 0]] = True
+                    states, clipped = codes_of(states, writer.calibration, first)
                     writer.write_block(split, block, states, small, clipped)
                 else:
                     writer.write_block(split, block, states, small)
@@ -149,7 +156,8 @@ def calibration_of(what, rows):
     """Scale and shift with which no state of any split is out of range."""
     largest = np.abs(np.concatenate([row.states for row in rows], axis=1)).max((1, 2))[list(what.layers)]
     scale = np.repeat(1.5 * largest[:, None] / 127, WIDTH, axis=1).astype(np.float32)
-    return Calibration(scale=scale, shift=np.full_like(scale, 0.05))
+    scale, shift = np.stack([scale, 1.1 * scale]), np.full_like(scale, 0.05)
+    return Calibration(scale=scale, shift=np.stack([shift, 2 * shift]))
 
 
 @cache

@@ -83,7 +83,9 @@ def _of_row(material: Material, bank: Bank, row: int) -> Iterator[Coloured]:
         check_encoder(run, recipe.encoder.weights_sha256, recipe.tokenizer_sha256, what=f"bank {bank.path}")
         select(split, run.head)  # says so where the bank lacks tokens that the fusion mixes
         stored, _ = split.gather([example], run.spec.layers)
-        states = to_torch(split.to_float(stored, run.spec.layers)).float()
+        states = to_torch(
+            split.to_float(stored, np.arange(tokens.start, tokens.stop), run.spec.layers)
+        ).float()
         weights[run.path] = _weights(run, states.to(material.device), first)
     several = len(material.banks) > 1
     where = f"row {row} of {split.name}{f' of {name_of(bank.path)}' if several else ''}"

@@ -241,8 +241,9 @@ def _lazy_tokens(split: Split, pieces: Sequence[Int[ndarray, " token"]]) -> Any:
 
 
 def _taken(split: Split, tokens: Int[ndarray, " token"], layer: int) -> Float[ndarray, "1 token width"]:
-    states: Shaped[ndarray, "1 token width"] = split.take(np.maximum(tokens, 0), [layer])
-    return split.to_float(states, [layer]).astype(np.float32)
+    tokens = np.maximum(tokens, 0)
+    states: Shaped[ndarray, "1 token width"] = split.take(tokens, [layer])
+    return split.to_float(states, tokens, [layer]).astype(np.float32)
 
 
 def _cells(

@@ -24,7 +24,7 @@ from pipeline.results import RESULT
 from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
-from pipeline.tuning.run import Asked, TaskAsked, make_plan, tune_run
+from pipeline.tuning.run import Asked, TaskAsked, make_plan, plain_task, tune_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,8 @@ class Lab:
             method: of early fusion.
             tasks: data sets and their targets; the first is what the run is for.
             plan: epochs, seed and the like; what is None is the method's own.
-            choices: further fields of `pipeline.tuning.run.Asked`, such as fusion, options, prompts.
+            choices: further fields of `pipeline.tuning.run.Asked`, such as fusion, options, prompts; and
+                `maskings` of masked text.
 
         Returns:
             The run folder.
@@ -186,7 +187,8 @@ class Lab:
         Raises:
             PipelineError: a choice does not fit.
         """
-        tried = [TaskAsked(data=data.path, target=target) for data, target in tasks]
+        maskings = choices.pop("maskings", None)
+        tried = [TaskAsked(data=data.path, target=target, maskings=maskings) for data, target in tasks]
         asked = Asked(
             tasks=tried, method=method, out="", encoder=self.encoder,
             encoder_revision=self.encoder_revision, **choices,
@@ -194,7 +196,8 @@ class Lab:
         made = make_plan(method, **plan)
         # A folder of prompts has a name that tells what is in it; where it lies is no matter.
         of_prompts = asked.prompts and Path(asked.prompts).name
-        out = self._run_folder(name, [asdict(replace(asked, prompts=of_prompts)), asdict(made)])
+        named = {**asdict(replace(asked, prompts=of_prompts)), "tasks": [plain_task(one) for one in tried]}
+        out = self._run_folder(name, [named, asdict(made)])
         if not (out / RESULT).is_file():
             self.note(f"{name}: tune by {method}")
             tune_run(replace(asked, out=str(out)), made, device=pick_device(self.device))

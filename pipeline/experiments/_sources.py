@@ -28,28 +28,36 @@ ABLATIONS: Mapping[str, Mapping[str, str]] = {
 """The rows of ATTEMPT's Table 4, and the options that make them; the single prompt has yet to be named."""
 
 
+@dataclass(kw_only=True)
 class FromSources(Experiment):
-    """An experiment whose first data are source tasks and whose other data are targets."""
+    """An experiment whose first data are source tasks and whose other data are targets.
 
-    def __init__(
-        self,
-        *,
-        sources: int = 0,
-        length: int = 20,
-        epochs: int = 10,
-        source_epochs: int = 10,
-        seeds: int = 3,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        runs: str | None = None,
-    ) -> None:
-        values = {"length": length, "epochs": epochs, "source_epochs": source_epochs, "seeds": seeds}
-        for name, value in values.items():
-            if value < 1:
-                raise PipelineError(f"--set {name}={value}: give 1 or more")
-        self.sources, self.length, self.epochs = sources, length, epochs
-        self.source_epochs, self.seeds, self.batch_size = source_epochs, seeds, batch_size
-        self.max_length, self.runs = max_length, runs
+    Each source gets a prompt.
+
+    Args:
+        sources: how many of the data are sources.
+        length: soft tokens of a prompt.
+        epochs: on a target.
+        source_epochs: on a source.
+        seeds: runs of each method on each target.
+        batch_size: examples of a step.
+        max_length: longest example in tokens; the encoder's own bound if not given.
+        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
+    """
+
+    sources: int = 0
+    length: int = 20
+    epochs: int = 10
+    source_epochs: int = 10
+    seeds: int = 3
+    batch_size: int = 32
+    max_length: int | None = None
+    runs: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("length", "epochs", "source_epochs", "seeds"):
+            if getattr(self, name) < 1:
+                raise PipelineError(f"--set {name}={getattr(self, name)}: give 1 or more")
 
     @abstractmethod
     def run(self, lab: Lab) -> Findings:

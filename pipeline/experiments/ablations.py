@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from pipeline import figures
@@ -11,44 +12,22 @@ from pipeline.experiments._sources import ABLATIONS, FromSources, facts_of, mean
 from pipeline.findings import Column, Figure, Findings, Table
 
 
+@dataclass(kw_only=True)
 class Ablations(FromSources):
     """What each piece of ATTEMPT is worth on each target (ATTEMPT, Table 4).
 
     The first `sources` data are source tasks, each of which gets a prompt; the others are targets.
 
+    The options of `FromSources` are options here too.
+
     Args:
-        sources: how many of the data are sources.
         single: source of the single prompt; the first if not given.
-        length: soft tokens of a prompt.
-        epochs: on a target.
-        source_epochs: on a source.
-        seeds: runs of each variant on each target.
-        batch_size: examples of a step.
-        max_length: longest example in tokens; the encoder's own bound if not given.
-        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "ATTEMPT without one of its pieces"
     paper: ClassVar[str] = "ATTEMPT, Table 4"
 
-    def __init__(
-        self,
-        *,
-        sources: int = 0,
-        single: str | None = None,
-        length: int = 20,
-        epochs: int = 10,
-        source_epochs: int = 10,
-        seeds: int = 3,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        runs: str | None = None,
-    ) -> None:
-        super().__init__(
-            sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size, max_length=max_length, runs=runs,
-        )  # fmt: skip
-        self.single = single
+    single: str | None = None
 
     def run(self, lab: Lab) -> Findings:
         """Sources, then each variant on each target."""
@@ -70,7 +49,7 @@ class Ablations(FromSources):
             name="ablations",
             title=self.title,
             paper=self.paper,
-            asked=dict(vars(self)),
+            asked=asdict(self),
             seconds=time.perf_counter() - began,
             notes=(f"sources: {', '.join(bench.sources)}", f"the single prompt is that of {single}"),
             tables=(Table(name="scores", title=self.title, columns=_COLUMNS, rows=tuple(rows)),),

@@ -2,63 +2,45 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any, ClassVar
 
 from pipeline import figures
 from pipeline.experiments._base import Lab
 from pipeline.experiments._sources import Bench, FromSources, facts_of, mean_sd, score_of
+from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 
 MULTI = "attempt, multi-task"
 
 
+@dataclass(kw_only=True)
 class AttemptTable(FromSources):
     """Score of each method on each target (ATTEMPT, Tables 2 and 3).
 
     The first `sources` data are source tasks, each of which gets a prompt; the others are targets.
 
+    The options of `FromSources` are options here too.
+
     Args:
-        sources: how many of the data are sources.
         methods: with commas between; `spot` is the generic one, `spot-targeted` the other.
         multi: whether ATTEMPT learns all targets together as well, with one network.
-        length: soft tokens of a prompt.
-        epochs: on a target.
-        source_epochs: on a source.
-        seeds: runs of each method on each target.
-        batch_size: examples of a step.
-        max_length: longest example in tokens; the encoder's own bound if not given.
-        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "Methods that transfer prompts, and those that do not"
     paper: ClassVar[str] = "ATTEMPT, Tables 2 and 3"
 
-    def __init__(
-        self,
-        *,
-        sources: int = 0,
-        methods: str = "prompt_tuning,spot,attempt",
-        multi: bool = True,
-        length: int = 20,
-        epochs: int = 10,
-        source_epochs: int = 10,
-        seeds: int = 3,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        runs: str | None = None,
-    ) -> None:
-        super().__init__(
-            sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size, max_length=max_length, runs=runs,
-        )  # fmt: skip
-        self.methods, self.multi = methods.split(","), multi
+    methods: str = "prompt_tuning,spot,attempt"
+    multi: bool = True
 
     def run(self, lab: Lab) -> Findings:
         """Sources, then each method on each target, then all targets together."""
         began = time.perf_counter()
         bench = self.bench(lab)
-        rows = [self._row(bench, method, target) for method in self.methods for target in bench.targets]
+        rows = [
+            self._row(bench, method, target) for method in words(self.methods) for target in bench.targets
+        ]
         if self.multi and len(bench.targets) > 1:
             rows += self._together(bench)
         return Findings(
@@ -66,7 +48,7 @@ class AttemptTable(FromSources):
             name="attempt-table",
             title=self.title,
             paper=self.paper,
-            asked=dict(vars(self)),
+            asked=asdict(self),
             seconds=time.perf_counter() - began,
             notes=(
                 f"sources: {', '.join(bench.sources)}",

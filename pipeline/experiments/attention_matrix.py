@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, ClassVar
@@ -23,17 +24,7 @@ class AttentionMatrix(FromSources):
     """Mean attention a_j of each target over the source prompts and its own prompt (ATTEMPT, Figure 5).
 
     The mean is over the dev examples. The first `sources` data are source tasks, each of which gets a
-    prompt; the others are targets.
-
-    Args:
-        sources: how many of the data are sources.
-        length: soft tokens of a prompt.
-        epochs: on a target.
-        source_epochs: on a source.
-        seeds: runs on each target, whose attentions are averaged.
-        batch_size: examples of a step.
-        max_length: longest example in tokens; the encoder's own bound if not given.
-        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
+    prompt; the others are targets. The options are those of `FromSources`.
     """
 
     title: ClassVar[str] = "Attention of target tasks over source prompts"
@@ -52,7 +43,7 @@ class AttentionMatrix(FromSources):
             name="attention-matrix",
             title=self.title,
             paper=self.paper,
-            asked=dict(vars(self)),
+            asked=asdict(self),
             seconds=time.perf_counter() - began,
             notes=(
                 f"mean over dev examples and {self.seeds} seeds; a row adds up to 1, and "

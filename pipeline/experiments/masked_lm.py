@@ -1,4 +1,4 @@
-"""A masked language model on frozen features: what its perplexity gains by a fusion of its layers."""
+"""A masked language model: what its perplexity gains by a fusion of frozen layers, and by fine-tuning."""
 
 import json
 import time
@@ -13,13 +13,14 @@ from pipeline.experiments._base import Data, Experiment, Lab
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
 from pipeline.job import Schedule, open_target
+from pipeline.records import read_record
 
 TARGET = "token"
 UNTOUCHED = "untouched encoder"
 
 
 class MaskedLM(Experiment):
-    """Perplexity with frozen features (DWAtt paper, Table 3). Give the data as ``DATA::token``.
+    """Perplexity with frozen features, and fine-tuned (DWAtt, Table 3). Give the data as ``DATA::token``.
 
     The text is masked several times and encoded once; of the states those of the predicted tokens are kept.
     The decoder starts as the encoder's own output layer.
@@ -33,11 +34,15 @@ class MaskedLM(Experiment):
         lr: learning rates, with commas between; the best by its mean counts.
         seeds: heads of each setting.
         batch_size: chunks of a step.
+        methods: of early fusion, on the same maskings, with commas between; ``none`` for none. They train
+            the last of `learn` along.
+        tune_epochs: of each method.
+        tune_lr: learning rate of the methods; each one's own if not given.
         train: split to learn from.
         dev: split to score; the epoch is chosen on it too.
     """
 
-    title: ClassVar[str] = "Masked language models on frozen features"
+    title: ClassVar[str] = "Masked language models, frozen and fine-tuned"
     paper: ClassVar[str] = "DWAtt, Table 3"
 
     def __init__(
@@ -51,6 +56,9 @@ class MaskedLM(Experiment):
         lr: str = "1e-3,1e-4",
         seeds: int = 1,
         batch_size: int = 16,
+        methods: str = "fine_tune",
+        tune_epochs: int = 1,
+        tune_lr: float | None = None,
         train: str = "train",
         dev: str = "dev",
     ) -> None:
@@ -64,6 +72,8 @@ class MaskedLM(Experiment):
             raise PipelineError(f"--set lr={lr}: give numbers with commas between") from error
         self.maskings, self.max_length, self.seeds = maskings, max_length, seeds
         self.epochs, self.batch_size = epochs, batch_size
+        self.methods = [] if methods == "none" else methods.split(",")
+        self.tune_epochs, self.tune_lr = tune_epochs, tune_lr
         self.train, self.dev = train, dev
 
     def run(self, lab: Lab) -> Findings:
@@ -71,7 +81,6 @@ class MaskedLM(Experiment):
         began = time.perf_counter()
         lines: list[dict[str, Any]] = []
         notes = [
-            "no row is fine-tuned: 'layerbank tune' learns classes, tags and numbers, not tokens",
             f"learned from split {self.train!r}, scored on split {self.dev!r}, which picks the epoch too",
         ]
         for data in lab.data:
@@ -85,6 +94,7 @@ class MaskedLM(Experiment):
                     "untouched encoder, and 'learn=none' is left out"
                 )
             lines += self._lines(lab, data, made.store, whole=whole)
+            lines += [self._tuned(lab, data, method) for method in self.methods]
         return Findings(
             kind="experiment",
             name="masked-lm",
@@ -118,6 +128,30 @@ class MaskedLM(Experiment):
         # The last layer with nothing to learn is the untouched encoder again.
         rows += [row for row in found if row["parameters"] or row["fusion"] != "last_layer"]
         return [{"data": data.name, **line} for line in _best(rows)]
+
+    def _tuned(self, lab: Lab, data: Data, method: str) -> dict[str, Any]:
+        """The row of a method that trains through the encoder."""
+        learn = self.learn[-1]
+        plan = {"epochs": self.tune_epochs, "lr": self.tune_lr, "batch_size": self.batch_size}
+        run = lab.tune(
+            f"{data.name}-{method}",
+            method,
+            [(data, TARGET)],
+            plan=plan,
+            maskings=self.maskings,
+            options={"learn": learn},
+            max_length=self.max_length,
+            splits={"train": self.train, "dev": self.dev},
+        )
+        record = read_record(run)
+        return {
+            **{name: record.result[name] for name in ("metric", "parameters", "fusion_parameters", "dev")},
+            "data": data.name,
+            "fusion": method,
+            "learn": learn,
+            "lr": record.config["plan"]["lr"],
+            "dev_sd": 0.0,
+        }
 
     def _sweep(self, lab: Lab, name: str, store: str, grid: Grid, *, epochs: int) -> list[dict[str, Any]]:
         schedule = Schedule(epochs=epochs, precision=lab.product_precision)
@@ -172,7 +206,7 @@ _DECODER = {
 }
 _COLUMNS = (
     Column(name="data", title="data"),
-    Column(name="fusion", title="fusion"),
+    Column(name="fusion", title="fusion or method"),
     Column(name="learn", title="learned of the decoder"),
     Column(name="lr", title="learning rate", digits=6),
     Column(name="dev", title="perplexity, mean", digits=2),

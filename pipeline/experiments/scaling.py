@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from pipeline import figures
 from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Lab
 from pipeline.experiments._sources import Bench, FromSources, facts_of, mean_sd, score_of
+from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
 from pipeline.job import Schedule
@@ -18,54 +19,29 @@ from pipeline.tuning.backbone import load_backbone
 EARLY, LATE = "through the encoder", "on the bank"
 
 
+@dataclass(kw_only=True)
 class Scaling(FromSources):
     """Dev score of late and early methods on backbones of several sizes (ATTEMPT, Figure 4).
 
     With `attempt` or `spot` among the methods the first `sources` data are source tasks; without, all data
     are targets.
 
+    The options of `FromSources` are options here too.
+
     Args:
         encoders: Hub ids or folders beside that of ``--encoder``, with commas between.
         methods: of early fusion, with commas between; may be empty.
         fusions: late fusions, with commas between; may be empty.
-        sources: how many of the data are sources.
         lr: learning rate of the heads on a bank.
-        length: soft tokens of a prompt.
-        epochs: on a target.
-        source_epochs: on a source.
-        seeds: runs of each method on each target.
-        batch_size: examples of a step.
-        max_length: longest example in tokens; the encoder's own bound if not given.
-        runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
     title: ClassVar[str] = "Score over the size of the backbone"
     paper: ClassVar[str] = "ATTEMPT, Figure 4"
 
-    def __init__(
-        self,
-        *,
-        encoders: str,
-        methods: str = "prompt_tuning,fine_tune",
-        fusions: str = "last_layer,attention",
-        sources: int = 0,
-        lr: float = 2e-3,
-        length: int = 20,
-        epochs: int = 10,
-        source_epochs: int = 10,
-        seeds: int = 3,
-        batch_size: int = 32,
-        max_length: int | None = None,
-        runs: str | None = None,
-    ) -> None:
-        super().__init__(
-            sources=sources, length=length, epochs=epochs, source_epochs=source_epochs, seeds=seeds,
-            batch_size=batch_size, max_length=max_length, runs=runs,
-        )  # fmt: skip
-        self.encoders = [name for name in encoders.split(",") if name]
-        self.methods = [name for name in methods.split(",") if name]
-        self.fusions = [name for name in fusions.split(",") if name]
-        self.lr = lr
+    encoders: str
+    methods: str = "prompt_tuning,fine_tune"
+    fusions: str = "last_layer,attention"
+    lr: float = 2e-3
 
     def run(self, lab: Lab) -> Findings:
         """Every method on every target, backbone by backbone."""
@@ -78,7 +54,7 @@ class Scaling(FromSources):
             name="scaling",
             title=self.title,
             paper=self.paper,
-            asked=dict(vars(self)),
+            asked=asdict(self),
             seconds=time.perf_counter() - began,
             tables=(Table(name="scores", title=self.title, columns=_COLUMNS, rows=tuple(rows)),),
             figures=tuple(_figure([row for row in rows if row["target"] == target]) for target in targets),
@@ -86,7 +62,7 @@ class Scaling(FromSources):
 
     def _labs(self, lab: Lab) -> list[Lab]:
         """A lab for each backbone, with banks of its own."""
-        encoders = list(dict.fromkeys([lab.encoder, *self.encoders]))
+        encoders = list(dict.fromkeys([lab.encoder, *words(self.encoders)]))
         names = [_short(encoder) for encoder in encoders]
         if len(encoders) < 2:
             raise PipelineError("--set encoders: give one or more beside --encoder, with commas between")
@@ -111,28 +87,28 @@ class Scaling(FromSources):
         )
         size = sum(p.numel() for p in backbone.model.parameters()) / 1e6
         del backbone
-        bench = self.bench(lab, needed=any(m.startswith(("attempt", "spot")) for m in self.methods))
+        bench = self.bench(lab, needed=any(m.startswith(("attempt", "spot")) for m in words(self.methods)))
         found = []
-        for method in self.methods:
+        for method in words(self.methods):
             for target in bench.targets:
                 runs = [bench.run(method, target, seed) for seed in range(self.seeds)]
                 line = {"method": method, "target": target, "metric": facts_of(runs[0])["metric"]}
                 found.append({**line, "kind": EARLY, **mean_sd([score_of(run) for run in runs])})
-        if self.fusions:
+        if words(self.fusions):
             found += [row for data in lab.data[self.sources :] for row in self._late(lab, data, bench)]
         return [{"encoder": _short(lab.encoder), "size": size, **row} for row in found]
 
     def _late(self, lab: Lab, data: Data, bench: Bench) -> list[dict[str, Any]]:
         """Heads on the bank of a data set, all seeds of a fusion as one stack."""
         grid = Grid(
-            targets=data.targets, fusions=self.fusions, lr=(self.lr,), seeds=self.seeds,
+            targets=data.targets, fusions=words(self.fusions), lr=(self.lr,), seeds=self.seeds,
             batch_size=(self.batch_size,),
         )  # fmt: skip
         schedule = Schedule(epochs=self.epochs, precision=lab.product_precision)
         heads = lab.sweep(f"{_short(lab.encoder)}-{data.name}", lab.plan(lab.bank(data), schedule), grid)
         names = {task: name for name, task in bench.targets.items()}
         rows = []
-        for fusion in self.fusions:
+        for fusion in words(self.fusions):
             for target in data.targets:
                 own = [head for head in heads if (head["fusion"], head["target"]) == (fusion, target)]
                 line = {"method": fusion, "target": names[data, target], "metric": own[0]["metric"]}

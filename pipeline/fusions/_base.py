@@ -30,6 +30,12 @@ class Fusion(nn.Module, ABC):
     taken_as: ClassVar[str] = "sources"
     """The buffer that holds it: a vector a run, or a single one."""
 
+    shared: ClassVar[str | None] = None
+    """The name of the submodule that heads of several tasks have in common where they are trained together.
+
+    See `pipeline.multitask`. An option may leave the submodule out (None): then nothing is shared.
+    """
+
     out_width: int
 
     @classmethod

@@ -47,7 +47,8 @@ class Mixture(Fusion):
     needed, and a stays the same for all tokens of an example. The paper's sum runs over the target's own
     prompt too; here the target's query is added once and the shares are those of the sources alone.
 
-    d + 2 r d + 2 d parameters: the query, and the network of `Mixer`. Q_target starts from N(0, 0.02²),
+    d + 2 r d + 2 d parameters: the query, and the network of `Mixer`, which tasks that are trained together
+    share: d + (2 r d + 2 d) / N for each of N. Q_target starts from N(0, 0.02²),
     small against trained queries, so that training starts from their mixture. The shares start near
     equal: the temperature is made for prompts of embedding size, and queries are shorter. A smaller K
     lets them differ (K = -ln(d) / 2 is the √d of dot-product attention).
@@ -70,6 +71,7 @@ class Mixture(Fusion):
 
     mixes_tokens: ClassVar[bool] = True
     takes: ClassVar[tuple[str, str] | None] = ("attention", "query")
+    shared: ClassVar[str | None] = "mixer"
     sources: Tensor
 
     def __init__(

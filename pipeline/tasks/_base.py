@@ -28,6 +28,12 @@ class Target:
     names_from: Literal["train", "all"] = "train"
     """The splits whose rows name the classes: ``all`` where the published test set has more than train."""
 
+    grouped_by: tuple[str, ...] = ()
+    """Columns that rows of one question have in common, where a score is that of whole questions."""
+
+    option_texts: str | None = None
+    """Column of a list of texts, one an option, by which a choice is scored beside its number."""
+
     missing: float | None = None
     """The number that says in a float column that a row has no label."""
 

@@ -12,7 +12,7 @@ from cache import Target
 from pipeline import parts
 from pipeline.early_fusion._base import Host, Method
 from pipeline.errors import PipelineError, nearest
-from pipeline.head import DECODER_FOR, HeadSpec, build_head, plan_head
+from pipeline.head import DECODER_FOR, HeadSpec, build_head, option_names, plan_head
 from pipeline.transfer import take_sources
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.folder import TaskSpec, TunedRun
@@ -86,8 +86,7 @@ def plan_task_head(
     """
     n_layers = backbone.record.n_layers
     if not alone:
-        pair = (parts.load("fusion", fusion), parts.load("decoder", decoder or DECODER_FOR[target.kind]))
-        known = {name for part in pair for name in parts.hyper_parameters(part)}
+        known = option_names(target.kind, fusion=fusion, decoder=decoder)
         options = {name: value for name, value in options.items() if name in known}
     spec = plan_head(
         fusion=fusion,

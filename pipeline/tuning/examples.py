@@ -1,6 +1,6 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -41,12 +41,18 @@ class Examples:
 
     @cached_property
     def labelled(self) -> Int[ndarray, " row"]:
-        """Units with a label in each row: 0 or 1, or the number of tagged words."""
+        """Units with a label in each row: 0 or 1, or the number of tagged words or predicted tokens."""
         values = self.target.values
         has_label = ~np.isnan(values) if self.target.kind == "float" else values >= 0
-        if self.target.kind != "tags":
+        if self.target.kind not in ("tags", "token"):
             return has_label.astype(np.int64)
-        return np.diff(spans(has_label.astype(np.int64))[spans(self.tokens.n_words)])
+        units = self.tokens.n_words if self.target.kind == "tags" else self.tokens.kept_length("masked")
+        return np.diff(spans(has_label.astype(np.int64))[spans(units)])
+
+    @cached_property
+    def unit_of_token(self) -> Int[ndarray, " token"]:
+        """For masked text: the place of each predicted token among all of them."""
+        return np.cumsum(self.tokens.kept("masked")) - 1
 
     @cached_property
     def trainable(self) -> Int[ndarray, " chosen"]:
@@ -84,13 +90,37 @@ Picked = Sequence[tuple[Examples, ndarray]]
 """Numbers of rows of some tasks."""
 
 
-def read_examples(
-    corpus: Corpus, labels: Labels, split: str, backbone: Backbone, *, task: int, max_length: int
-) -> Examples:
-    """Tokens and labels of a split.
+@dataclass(frozen=True, kw_only=True)
+class LabelledText:
+    """A corpus with labels of its rows."""
+
+    corpus: Corpus
+    labels: Labels
+    backbone: Backbone
+
+    def examples(self, split: str, *, task: int, max_length: int) -> Examples:
+        """Tokens and labels of a split.
+
+        Raises:
+            PipelineError: the split is not there, or none of its rows has a label.
+        """
+        labels, name = self.labels, self.corpus.name
+        batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
+        tokens = tokenize(self.backbone.tokenizer, batches, max_length=max_length)
+        target = labels.target(split)
+        found = Examples(task=task, tokens=tokens, target=target)
+        if not found.labelled.any():
+            raise PipelineError(
+                f"split {split} of {name} has no label of target {labels.name!r}: name another split"
+            )
+        return found
+
+
+def row_reader(corpus: Corpus, split: str) -> Callable[[int, int], Any]:
+    """Reads rows of a split, from one number up to another, as the tokenizer takes them.
 
     Raises:
-        PipelineError: the split is not there, or none of its rows has a label.
+        PipelineError: the split is not there.
     """
     if split not in corpus.splits:
         raise PipelineError(f"{corpus.name} has no split {split!r}: {nearest(split, corpus.splits)}")
@@ -98,14 +128,7 @@ def read_examples(
     def rows(first: int, last: int) -> Any:
         return corpus.texts(split, slice(first, last)), corpus.pairs(split, slice(first, last))
 
-    tokens = tokenize(backbone.tokenizer, batches_of(rows, len(corpus.split(split))), max_length=max_length)
-    target = Target(name=labels.name, kind=labels.kind, names=labels.names, values=labels.values[split])
-    found = Examples(task=task, tokens=tokens, target=target)
-    if not found.labelled.any():
-        raise PipelineError(
-            f"split {split} of {corpus.name} has no label of target {labels.name!r}: name another split"
-        )
-    return found
+    return rows
 
 
 def deal(
@@ -126,12 +149,13 @@ def deal(
     return [dealt[i] for i in random.permutation(len(dealt))]
 
 
-def in_order(examples: Examples) -> Iterator[Picked]:
-    """All rows of a split that have a token, by length, for scoring."""
+def in_order(examples: Examples, at_once: int = EVALUATION_EXAMPLES) -> Iterator[Picked]:
+    """All rows of a split that have a token, by length, at most `at_once` together, for scoring."""
+    size = min(at_once, EVALUATION_EXAMPLES)
     order = np.argsort(examples.tokens.length, kind="stable")
     order = order[examples.tokens.length[order] > 0]
-    for first in range(0, len(order), EVALUATION_EXAMPLES):
-        yield [(examples, order[first : first + EVALUATION_EXAMPLES])]
+    for first in range(0, len(order), size):
+        yield [(examples, order[first : first + size])]
 
 
 def make_batch(
@@ -199,6 +223,8 @@ def _part(
     if target.kind == "tags":
         owner = np.repeat(rows, seen_lengths)
         units = spans(examples.tokens.n_words)[owner] + examples.tokens.word_id[source[seen]]
+    elif target.kind == "token":
+        units = examples.unit_of_token[source[seen]]
     else:
         units = rows
     inputs = Inputs(
@@ -219,14 +245,17 @@ def _part(
 
 
 def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tuple[ndarray, ndarray]:
-    """Which of the rows' tokens are read, and how many of each row: all, the first, or a word's first."""
+    """Which of the rows' tokens are read, and how many of each row.
+
+    All, the first, a word's first, or those to predict.
+    """
     if which == "all":
         return np.arange(len(source)), lengths
     bounds = spans(lengths)
     if which == "first":
         return bounds[:-1][lengths > 0], np.minimum(lengths, 1)
-    word = tokens.kind[source] == Kind.WORD
-    return np.flatnonzero(word), np.diff(spans(word.astype(np.int64))[bounds])
+    some = tokens.kept("masked")[source] if which == "masked" else tokens.kind[source] == Kind.WORD
+    return np.flatnonzero(some), np.diff(spans(some.astype(np.int64))[bounds])
 
 
 def _answers(picked: Picked, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,7 @@ class TaskSpec:
     metric: str
     head: HeadSpec | None  # None from text to text
     texts: tuple[str, ...] = ()  # of the classes, from text to text
+    maskings: int | None = None  # of masked text: how often each chunk is masked
 
 
 @dataclass(frozen=True, kw_only=True)

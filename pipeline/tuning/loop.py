@@ -19,6 +19,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from pipeline import metrics
+from pipeline.answers import grader
 from pipeline.errors import PipelineError
 from pipeline.optimizer import linear_schedule
 from pipeline.stack import Dropout
@@ -362,13 +363,14 @@ class _Trainer:
 
 
 def predictions(tuned: Tuned, examples: Examples) -> ndarray:
-    """A prediction for every unit of a split; -1 (or NaN) where there is none."""
+    """What the scores look at for every unit of a split; -1 (or NaN) where there is nothing."""
     tuned.eval()
-    floats = examples.target.kind == "float"
+    floats = examples.target.kind in ("float", "token")
     out = np.full(len(examples.target.values), np.nan if floats else -1, np.float64 if floats else np.int64)
     heads: Any = list(tuned.heads)
+    at_once = [heads[examples.task].decoder.evaluated_at_once] if heads else []
     with tuned.method.applied():
-        for picked in in_order(examples):
+        for picked in in_order(examples, *at_once):
             batch = make_batch(picked, tuned.backbone, heads, n_slots=tuned.method.n_slots)
             for part, guess in tuned.predict(batch):
                 out[part.units] = guess.numpy()
@@ -383,6 +385,8 @@ def report(tuned: Tuned, examples: Examples) -> dict[str, float]:
         gold=target.values,
         names=target.names,
         lengths=examples.tokens.n_words if target.kind == "tags" else None,
+        kind=target.kind,
+        answers=grader(target, target.extra),
     )
     plain = {name: float(values[0]) for name, values in scores.items()}
     if tuned.backbone.text_to_text:

@@ -112,7 +112,7 @@ class Tuned(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[tuple[Part, Tensor]]:
-        """The predictions for the units of each part; -1 where a generated text is no class."""
+        """What the scores look at for the units of each part; -1 where a generated text is no class."""
         batch = moved(batch, self.device)
         if self.backbone.text_to_text:
             return self._generate(batch)
@@ -121,7 +121,8 @@ class Tuned(nn.Module):
         for part in batch.parts:
             head: Any = self.heads[part.task]
             inputs = self._read(states, part)
-            found.append((part, head.decoder.predict(head(inputs), inputs.decoded_lengths)[0].cpu()))
+            outcome = head.decoder.outcome(head(inputs), part.labels, inputs.decoded_lengths)
+            found.append((part, outcome[0].cpu()))
         return found
 
     def _generate(self, batch: Batch) -> list[tuple[Part, Tensor]]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from cache import Target
 from pipeline import memory, metrics
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
@@ -19,13 +18,17 @@ from pipeline.results import ATTENTIONS, finite
 from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
-from pipeline.tuning.examples import Examples, in_order, make_batch, read_examples
+from pipeline.tuning.examples import Examples, LabelledText, in_order, make_batch
 from pipeline.tuning.folder import Source, TaskSpec, TunedRun
 from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_accelerator
+from pipeline.tuning.masked import MaskedText, start_from
 from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
 from pipeline.tuning.saved import open_partial
 from pipeline.tuning.verbalizer import spell, verbalize
+
+Text = LabelledText | MaskedText
+"""What a task learns from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class TaskAsked:
     revision: str | None = None
     metric: str | None = None
     verbalizer: Mapping[str, str] = field(default_factory=dict)
+    maskings: int | None = None  # masks the text so often; what is learned are the masked tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +120,20 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         PipelineError: a choice does not fit.
     """
     corpora = [load_corpus(t.data, revision=t.revision, **t.columns) for t in asked.tasks]
-    labels = [read_labels(c, t.target) for c, t in zip(corpora, asked.tasks, strict=True)]
+    labels = [
+        None if task.maskings else read_labels(corpus, task.target)
+        for corpus, task in zip(corpora, asked.tasks, strict=True)
+    ]
     backbone = load_backbone(
         asked.encoder,
         revision=asked.encoder_revision,
         words=any(c.words is not None for c in corpora),
         trust_remote_code=asked.trust_remote_code,
     )
+    texts = [
+        _text(one, corpus, label, backbone)
+        for one, corpus, label in zip(asked.tasks, corpora, labels, strict=True)
+    ]
     options = split_options(
         asked.options,
         method=asked.method,
@@ -131,8 +142,8 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         text_to_text=backbone.text_to_text,
     )
     tasks = [
-        _task(one, corpus, label, backbone, asked, options.head)
-        for one, corpus, label in zip(asked.tasks, corpora, labels, strict=True)
+        _task(one, text, backbone, asked, options.head)
+        for one, text in zip(asked.tasks, texts, strict=True)
     ]
     names = [task.name for task in tasks]
     twice = [name for name in names if names.count(name) > 1]
@@ -146,6 +157,10 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         backbone, tasks, method=asked.method, options=options.method, sources=sources, seed=plan.seed
     )
     tuned.method.begin()
+    heads: Any = list(tuned.heads)
+    for head, text in zip(heads, texts, strict=False):  # from text to text there are no heads
+        if isinstance(text, MaskedText):
+            start_from(head, text.output_layer)
     max_length = backbone.max_length(asked.max_length, tuned.method.n_slots)
     run = TunedRun(
         path=asked.out,
@@ -161,25 +176,32 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         sources={name: list(prompt.shape) for name, prompt in sources.items()},
         result={},
     )
-    return tuned, run, _job(corpora, labels, tasks, backbone, asked.splits, max_length)
+    return tuned, run, _job(texts, tasks, backbone, asked.splits, max_length)
+
+
+def _text(asked: TaskAsked, corpus: Corpus, labels: Labels | None, backbone: Backbone) -> Text:
+    """What a task learns from: labelled rows, or masked text where there are no labels to read."""
+    if labels is not None:
+        return LabelledText(corpus=corpus, labels=labels, backbone=backbone)
+    return MaskedText.open(corpus, backbone, target=asked.target, maskings=asked.maskings or 1)
 
 
 def _task(
     asked: TaskAsked,
-    corpus: Corpus,
-    labels: Labels,
+    text: Text,
     backbone: Backbone,
     whole: Asked,
     head_options: Mapping[str, Any],
 ) -> TaskSpec:
     """Checks one task against the backbone."""
-    if labels.kind not in ("class", "tags", "float"):
+    corpus, labels = text.corpus, text.labels
+    if labels.kind not in ("class", "tags", "float", "token"):
         raise PipelineError(
-            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags and numbers, 'layerbank "
-            "extract' and 'train' learn these too"
+            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags, numbers and masked "
+            "tokens, 'layerbank extract' and 'train' learn these too"
         )
     values = labels.values[next(iter(labels.values))]
-    target = Target(name=labels.name, kind=labels.kind, names=labels.names, values=values)
+    target = replace(labels.target(next(iter(labels.values))), values=values)
     head, texts = None, []
     if not backbone.text_to_text:
         if asked.verbalizer:
@@ -207,6 +229,7 @@ def _task(
         metric=metrics.resolve(asked.metric or labels.metric, labels.kind, labels.names),
         head=head,
         texts=tuple(texts),
+        maskings=asked.maskings,
     )
 
 
@@ -225,20 +248,17 @@ def _texts(asked: TaskAsked, labels: Labels, whole: Asked) -> list[str]:
 
 
 def _job(
-    corpora: Sequence[Corpus],
-    labels: Sequence[Labels],
+    texts: Sequence[Text],
     tasks: Sequence[TaskSpec],
     backbone: Backbone,
     splits: Mapping[str, str],
     max_length: int,
 ) -> Job:
     read: dict[str, list[Examples]] = {"train": [], "dev": []}
-    for number, (corpus, label, task) in enumerate(zip(corpora, labels, tasks, strict=True)):
+    for number, (text, task) in enumerate(zip(texts, tasks, strict=True)):
         answers = tuple(spell(backbone.tokenizer, task.target, task.texts)[0]) if task.texts else ()
         for role, found in read.items():
-            examples = read_examples(
-                corpus, label, splits[role], backbone, task=number, max_length=max_length
-            )
+            examples = text.examples(splits[role], task=number, max_length=max_length)
             found.append(replace(examples, answers=answers))
     return Job(
         train=read["train"],
@@ -338,5 +358,10 @@ def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[s
 
 def _plain(asked: Asked) -> dict[str, Any]:
     """What was asked, as JSON has it."""
-    values = {**asdict(asked), "tasks": [asdict(task) for task in asked.tasks]}
+    values = {**asdict(asked), "tasks": [plain_task(task) for task in asked.tasks]}
     return {**values, "options": {name: str(value) for name, value in asked.options.items()}}
+
+
+def plain_task(task: TaskAsked) -> dict[str, Any]:
+    """A task as JSON has it; `maskings` where there are some, so that other tasks are told as ever."""
+    return {name: v for name, v in asdict(task).items() if name != "maskings" or v is not None}

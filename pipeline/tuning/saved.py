@@ -22,8 +22,7 @@ def open_partial(out: str, asked: Mapping[str, Any]) -> Path:
     Raises:
         PipelineError: it holds an unfinished run that was asked for otherwise, or the disk refuses.
     """
-    path = Path(out).absolute()
-    folder = path.with_name(f"{path.name}.partial")
+    folder = _folder(out)
     text = json.dumps(asked, indent=2, sort_keys=True)
     try:
         if (folder / ASKED).is_file():
@@ -41,6 +40,16 @@ def open_partial(out: str, asked: Mapping[str, Any]) -> Path:
     except (OSError, ValueError) as error:
         raise PipelineError(f"--out {out}: {folder} cannot be used ({error}): remove it") from error
     return folder
+
+
+def is_begun(out: str) -> bool:
+    """Whether an unfinished run of that folder has an epoch to go on from."""
+    return any(_folder(out).glob("epoch-*"))
+
+
+def _folder(out: str) -> Path:
+    path = Path(out).absolute()
+    return path.with_name(f"{path.name}.partial")
 
 
 def write_epoch(folder: Path, epoch: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:

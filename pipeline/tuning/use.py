@@ -17,9 +17,10 @@ from pipeline.predict import Rows
 from pipeline.results import finite
 from pipeline.tokens import tokenize
 from pipeline.tuning.build import open_run, target_of
-from pipeline.tuning.examples import Examples, read_examples
+from pipeline.tuning.examples import Examples, LabelledText
 from pipeline.tuning.folder import TaskSpec, TunedRun, load
 from pipeline.tuning.loop import predictions, report
+from pipeline.tuning.masked import MaskedText
 from pipeline.tuning.model import Tuned
 
 
@@ -69,6 +70,10 @@ def evaluate(
 
 def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: TaskSpec) -> Examples:
     """A split with its labels in the class numbers of the run: other data may lack some of the classes."""
+    backbone, max_length = tuned.backbone, run.source.max_length
+    if task.maskings:
+        text = MaskedText.open(corpus, backbone, target=task.target, maskings=task.maskings)
+        return text.examples(split, task=0, max_length=max_length)
     labels = read_labels(corpus, task.target)
     unknown = sorted(set(labels.names) - set(task.names))
     if labels.kind != task.kind or unknown:
@@ -81,7 +86,8 @@ def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: Tas
         numbers = np.array([*map(task.names.index, labels.names), -1], dtype=np.int32)
         values = {name: numbers[codes] for name, codes in labels.values.items()}
         labels = replace(labels, names=task.names, values=values)
-    return read_examples(corpus, labels, split, tuned.backbone, task=0, max_length=run.source.max_length)
+    rows = LabelledText(corpus=corpus, labels=labels, backbone=backbone)
+    return rows.examples(split, task=0, max_length=max_length)
 
 
 class TunedPredictor:
@@ -98,6 +104,10 @@ class TunedPredictor:
         run, self.tuned = open_run(
             path, encoder=encoder, device=device, trust_remote_code=trust_remote_code
         )
+        if run.tasks[0].maskings:
+            raise PipelineError(
+                f"{path} predicts masked tokens, which raw text has none of: 'layerbank evaluate' scores it"
+            )
         self.runs = [run]
 
     def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:

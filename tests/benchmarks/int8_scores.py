@@ -18,6 +18,8 @@ TASKS = {"wnut17": "tags", "massive/en-US": "intent"}
 def main() -> None:
     """Prints one line for each comparison."""
     made = parser(__doc__)
+    made.add_argument("--parts", default="types,tokens", help="of these, what to compare")
+    made.add_argument("--sets", default=",".join(TASKS), help="data sets whose types are compared")
     made.add_argument("--fusions", default="attention,linear,concat")
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--epochs", type=int, default=5)
@@ -25,9 +27,11 @@ def main() -> None:
     arguments = made.parse_args()
     if arguments.rows:
         arguments.data = shortened(arguments)
-    for data, target in TASKS.items():
-        compare_types(arguments, data, target)
-    compare_tokens(arguments)
+    parts = arguments.parts.split(",")
+    for data in arguments.sets.split(",") if "types" in parts else ():
+        compare_types(arguments, data, TASKS[data])
+    if "tokens" in parts:
+        compare_tokens(arguments)
 
 
 def shortened(arguments: argparse.Namespace) -> Path:
@@ -73,19 +77,19 @@ def compare_types(arguments: argparse.Namespace, data: str, target: str) -> None
 
 
 def compare_tokens(arguments: argparse.Namespace) -> None:
-    """The words of a bank of all tokens, and nothing else: a tagging head must score the same."""
-    whole = bank(arguments, "wnut17", keep="all")
-    words = arguments.work / "wnut17-words-converted"
-    layerbank("convert", whole, words, "--keep", "words")
+    """A bank of words against one of all tokens: a tagging head that reads words must score the same."""
+    whole, words = (bank(arguments, "wnut17", keep=keep) for keep in ("all", "words"))
     kept = {store: tokens(store) for store in (whole, words)}
-    pairs = [
-        [train(arguments, store, "tags", "attention", seed)["dev"] for store in (whole, words)]
-        for seed in range(arguments.seeds)
-    ]
-    show(
-        check="words to all, wnut17 tags", scores=pairs, same=all(one == other for one, other in pairs),
-        tokens=kept[words] / kept[whole], bytes=state_bytes(words) / state_bytes(whole),
-    )  # fmt: skip
+    for fusion in arguments.fusions.split(","):
+        pairs = [
+            [train(arguments, store, "tags", fusion, seed)["dev"] for store in (whole, words)]
+            for seed in range(arguments.seeds)
+        ]
+        show(
+            check="words to all, wnut17 tags", fusion=fusion, scores=pairs,
+            same=all(one == other for one, other in pairs),
+            tokens=kept[words] / kept[whole], bytes=state_bytes(words) / state_bytes(whole),
+        )  # fmt: skip
 
 
 def train(
@@ -110,4 +114,5 @@ def tokens(store: Path) -> int:
     return sum(split["tokens"] for split in layerbank("inspect", store)["splits"].values())
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -37,18 +37,18 @@ class Bank:
     width: int
     state_bytes: int
     kept_frac: float = 1.0  # of the tokens that the encoder sees
-    block_tokens: int = 2048
+    block_tokens: int = 2048  # that the encoder sees
     example_tokens: float = 64.0
 
     @property
     def chunk_bytes(self) -> int:
         """Of one layer of one block."""
-        return self.block_tokens * self.width * self.state_bytes
+        return int(self.block_tokens * self.kept_frac * self.width * self.state_bytes)
 
     @property
     def blocks(self) -> float:
         """Blocks of the bank."""
-        return self.tokens * self.kept_frac / self.block_tokens
+        return self.tokens / self.block_tokens
 
     @property
     def objects(self) -> float:
@@ -164,7 +164,7 @@ def estimate(name: str, bank: Bank, fleet: Fleet, reader: Fleet) -> dict[str, ob
     bound = max(bounds, key=lambda limit: bounds[limit])
     worker_tokens_s = fleet.flop_s * fleet.utilisation / flops(bank)
     sample = 40
-    compute_s = bank.block_tokens / bank.kept_frac / worker_tokens_s
+    compute_s = bank.block_tokens / worker_tokens_s
     simulated = simulate(bank, compute_s, fleet, blocks=sample) * bank.blocks / (fleet.workers * sample)
     request_s = reader.latency_s + bank.chunk_bytes / reader.request_bytes_s
     reader_bytes_s = min(reader.node_bytes_s, reader.requests * bank.chunk_bytes / request_s)

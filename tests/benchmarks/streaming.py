@@ -47,7 +47,7 @@ def repeated(source: Bank, store: Path, n_bytes: float) -> Path:
 def _rows(split: Split, times: int) -> Rows:
     place = np.argsort(split.row)  # example of each row
     length, n_words = (np.tile(column[place], times) for column in (split.length, split.n_words))
-    return Rows(length=length, n_words=n_words, text_hash=np.arange(len(length), dtype=np.uint64))
+    return Rows(lengths=length[None], n_words=n_words, text_hash=np.arange(len(length), dtype=np.uint64))
 
 
 def _write_block(writer: Writer, split: Split, block: int) -> None:
