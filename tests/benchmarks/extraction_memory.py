@@ -1,8 +1,7 @@
 """Peak memory of an extraction: snips train once, and its rows ten times.
 
 Each extraction is a process of its own; the figure is its `VmHWM` (`ru_maxrss` begins with the peak of
-the process that started it). Rows of a copy get another last
-word, so that no two texts are equal.
+the process that started it). Rows of a copy get another last word, so that no two texts are equal.
 """
 
 import json
