@@ -123,9 +123,23 @@ def feed_key(split: Split, head: Head) -> Key:
 
 
 def load(
-    split: Split, head: Head, layers: Sequence[int], target: Target, feeds: Feeds | None = None
+    split: Split,
+    head: Head,
+    layers: Sequence[int],
+    target: Target,
+    feeds: Feeds | None = None,
+    *,
+    scored: bool = True,
 ) -> Labelled:
     """What a head reads of a split, with its labels.
+
+    Args:
+        split: of a bank.
+        head: one of those that read.
+        layers: numbers of the layers it reads.
+        target: of the split.
+        feeds: hold the states.
+        scored: whether its answers will be scored, which some targets keep texts for.
 
     Raises:
         PipelineError: the bank does not keep the tokens.
@@ -143,7 +157,7 @@ def load(
         unit=unit,
         gold_lengths=gold_lengths,
         kind=target.kind,
-        answers=_grader(split, target),
+        answers=_grader(split, target) if scored else None,
     )
 
 

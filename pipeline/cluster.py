@@ -13,7 +13,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.device import usable_cores
+from pipeline.device import asked_threads, usable_cores
 from pipeline.errors import PipelineError
 from pipeline.versions import versions
 
@@ -125,8 +125,8 @@ def _local_cluster(n_workers: int, threads: int | None) -> Iterator[Any]:
 
 
 def local_threads(n_workers: int) -> int:
-    """CPU threads of each of some processes on this machine."""
-    return max(1, usable_cores() // n_workers)
+    """CPU threads of each of some processes on this machine: those asked for, or a share of the cores."""
+    return asked_threads() or max(1, usable_cores() // n_workers)
 
 
 def _gpus() -> list[str]:

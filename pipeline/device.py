@@ -61,7 +61,7 @@ def set_threads(threads: int | None) -> int:
     """
     if threads is not None and threads < 1:
         raise PipelineError(f"--threads {threads}: give 1 or more")
-    count = threads or _asked_threads() or usable_cores()
+    count = threads or asked_threads() or usable_cores()
     torch.set_num_threads(count)
     return count
 
@@ -100,7 +100,7 @@ def side_by_side(device: torch.device, n_jobs: int) -> Iterator[Run]:
         yield lambda jobs: list(pool.map(lambda job: job(), jobs))
 
 
-def _asked_threads() -> int | None:
+def asked_threads() -> int | None:
     """OpenMP's number of threads; of the levels it may be asked for, ``8,2``, the first."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) or None if first.isdecimal() else None

@@ -124,29 +124,24 @@ class Encoder:
     def side_by_side(self, most: int) -> list["Encoder"]:
         """This encoder for each of some threads that use it at a time: on a CPU as many as torch may use.
 
-        They share the weights and have modules of their own, because hooks sit on modules.
+        They share the weights and have modules of their own, because hooks sit on modules. An encoder whose
+        code holds what cannot be copied is used by one thread.
 
         Args:
             most: how many could be used.
-
-        Raises:
-            PipelineError: code that came with the encoder holds what cannot be copied.
         """
         if self.device.type != "cpu":
             return [self]
-        return [self, *(self._twin() for _ in range(1, min(torch.get_num_threads(), most)))]
+        try:
+            return [self, *(self._twin() for _ in range(1, min(torch.get_num_threads(), most)))]
+        except Exception:  # code that came with the encoder fails in a way of its own
+            return [self]
 
     def _twin(self) -> "Encoder":
         weights = [*self._model.parameters(), *self._model.buffers()]
         copied: dict[int, Any] = {id(weight): weight for weight in weights}
         twin = copy.copy(self)
-        try:
-            twin._model = copy.deepcopy(self._model, copied)
-        except Exception as error:
-            raise PipelineError(
-                f"--encoder {self.record.name}: two threads cannot use it at a time "
-                f"({checkpoint.in_short(error)}): give --threads 1"
-            ) from error
+        twin._model = copy.deepcopy(self._model, copied)
         twin._blocks = tuple(copied[id(block)] for block in self._blocks)
         return twin
 

@@ -23,6 +23,9 @@ from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained, bu
 from pipeline.optimizer import StackedAdamW
 from pipeline.stack import Dropout, stack, take
 
+GROUP = 16
+"""Heads computed at once on a CPU; one of the two best of 1 to 32 (docs/log.md)."""
+
 
 def scores_of(heads: Head, inputs: Inputs, precision: Precision) -> Float[Tensor, "head unit score"]:
     """Scores of every unit in float32, the products computed in the precision asked for."""
@@ -333,5 +336,5 @@ class Record:
 
 
 def group_size(job: Job) -> int:
-    """Heads computed at once: on a GPU all; on a CPU 16, one of the two best of 1 to 32 (docs/log.md)."""
-    return 16 if job.train.feed.device.type == "cpu" else 2**20
+    """Heads computed at once: on a GPU all, on a CPU `GROUP`."""
+    return GROUP if job.train.feed.device.type == "cpu" else 2**20

@@ -278,7 +278,7 @@ def prepare(
     data = {}
     for role, name in (("train", train_split), ("dev", dev_split)):
         split, labels = open_target(bank, target, name)
-        data[role] = load(split, shape, goal.spec.layers, labels, feeds)
+        data[role] = load(split, shape, goal.spec.layers, labels, feeds, scored=role == "dev")
     return Job(target=goal.target, spec=goal.spec, metric=goal.metric, train=data["train"], dev=data["dev"])
 
 

@@ -1,7 +1,6 @@
 """What an extraction would cost, before it is run: tokens, bytes, operations, time."""
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -172,8 +171,7 @@ def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, f
 
     def rate(encoder: Encoder) -> float:
         seconds, done = 0.0, 0
-        while seconds < _MEASURE_S and waiting:
-            rows = waiting.popleft()
+        while seconds < _MEASURE_S and (rows := next(waiting, None)) is not None:
             seconds += run(encoder, rows)
             done += int(tokens.length[rows].sum())
         return done / max(seconds, 1e-9)
@@ -181,7 +179,7 @@ def _measure(encoder: Encoder, tokens: Tokens, recipe: Recipe) -> tuple[float, f
     encoders = encoder.side_by_side(len(blocks))
     with one_thread_each(encoder.device), ThreadPoolExecutor(len(encoders)) as pool:
         flops = _flops(partial(run, encoder), blocks[0]) / max(1, int(tokens.length[blocks[0]].sum()))
-        waiting = deque(blocks)
+        waiting = iter(blocks)  # of all threads: each takes the next block
         return max(1.0, sum(pool.map(rate, encoders))), flops
 
 

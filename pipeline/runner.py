@@ -17,7 +17,7 @@ from cache import Bank, JoinedBank, Piece, open_bank
 from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
-from pipeline.fitting import Fitting, group_size
+from pipeline.fitting import GROUP, Fitting, group_size
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
@@ -109,11 +109,9 @@ class Runner:
             PipelineError: not even one head fits.
         """
         goal = self.check(stack)
-        split = self.bank.split(self.plan.splits["train"])
         head = build_head(goal.spec, seed=0)
-        tokens = len(select(split, head).read.position) / max(1, split.n_examples)
         memory_bytes = self.plan.memory_bytes // 2  # the other half is for states
-        size = stack_size(goal, head, stack.shape.batch_size * tokens, memory_bytes)
+        size = stack_size(goal, head, self._batch_tokens(stack, head), memory_bytes)
         if size < len(stack.rates):
             self.note(f"{stack.shape.name}: {len(stack.rates)} heads do not fit --memory, {size} at a time")
         return stack.split(size)
@@ -139,18 +137,25 @@ class Runner:
     def _waves(
         self, stacks: Sequence[Stack], goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]
     ) -> Iterator[list[Stack]]:
-        """Stacks of one stream in groups whose weights fit the memory together."""
+        """Stacks of one stream in groups that fit the memory: all weights, the vectors of those at work."""
         wave: list[Stack] = []
-        taken = 0
+        weights, vectors = 0, list[float]()
+        at_work = torch.get_num_threads() if self.device.type == "cpu" else 1
         for stack in stacks:
-            needed = len(stack.rates) * weight_bytes(heads[stack])
-            if wave and taken + needed > self.plan.memory_bytes // 2:
+            n_heads, tokens = len(stack.rates), self._batch_tokens(stack, heads[stack])
+            weights += n_heads * weight_bytes(heads[stack])
+            vectors.append(min(n_heads, GROUP) * vector_bytes(goals[stack], tokens))
+            if wave and weights + sum(sorted(vectors)[-at_work:]) > self.plan.memory_bytes // 2:
                 yield wave
-                wave, taken = [], 0
+                wave, weights, vectors = [], n_heads * weight_bytes(heads[stack]), vectors[-1:]
             wave.append(stack)
-            taken += needed
         if wave:
             yield wave
+
+    def _batch_tokens(self, stack: Stack, head: Head) -> float:
+        """Tokens of a batch, on average."""
+        split = self.bank.split(self.plan.splits["train"])
+        return stack.shape.batch_size * len(select(split, head).read.position) / max(1, split.n_examples)
 
     def _train_wave(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
         fittings = {stack: self._open(stack) for stack in stacks}
@@ -286,6 +291,11 @@ def weight_bytes(head: Head) -> int:
     return 4 * (5 * head.n_parameters()[0] + sum(buffer.numel() for buffer in head.buffers()))
 
 
+def vector_bytes(goal: Goal, tokens: float) -> float:
+    """What a head's forward over some tokens keeps, and the gradients of that."""
+    return 4 * 2 * tokens * ((len(goal.spec.layers) + 8) * goal.spec.width + goal.spec.n_classes)
+
+
 def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
     """How many heads of a shape fit the memory: what each keeps, and a batch's vectors.
 
@@ -298,9 +308,7 @@ def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
     Raises:
         PipelineError: not even one fits.
     """
-    # Vectors of the forward and their gradients.
-    vectors = tokens * ((len(goal.spec.layers) + 8) * goal.spec.width + goal.spec.n_classes)
-    each = int(weight_bytes(head) + 4 * 2 * vectors)
+    each = int(weight_bytes(head) + vector_bytes(goal, tokens))
     if each > memory_bytes:
         raise PipelineError(
             f"--memory {2 * memory_bytes / 2**30:.2g}GiB: one head of {goal.spec.fusion} takes about "

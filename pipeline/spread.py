@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Spread = Callable[[Stage], int]
 """How the missing blocks are made; returns how many that was."""
 
-_ON_DEVICE = 4
+_TASK_BLOCKS = 4
 """Blocks in one task beside a GPU: one takes less time than sending it."""
 
 
@@ -97,7 +97,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     )
     cluster.on_every_worker(client, partial(prepare, setting))
     stage.calibrate()
-    jobs = _jobs(stage, setting.threads if encoder.device.type == "cpu" else _ON_DEVICE)
+    jobs = _jobs(stage, setting.threads if encoder.device.type == "cpu" else _TASK_BLOCKS)
     try:
         for job, written_bytes in cluster.run(client, partial(make_blocks, setting), jobs):
             stage.note(job.split, job.blocks, written_bytes)

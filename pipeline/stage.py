@@ -109,10 +109,10 @@ class Stage:
             one_thread_each(self.encoder.device),
             ThreadPoolExecutor(len(lanes), thread_name_prefix="bank-block") as pool,
         ):
-            for lane in lanes:
-                self._equip(lane)
-            made = {pool.submit(self._make, split, block): (split, block) for split, block in self.todo}
+            made: dict[Future[int], tuple[str, int]] = {}
             try:
+                self._equip(lanes)
+                made |= {pool.submit(self._make, *block): block for block in self.todo}
                 for future in as_completed(made):
                     split, block = made.pop(future)
                     self.note(split, [block], future.result())
@@ -163,11 +163,14 @@ class Stage:
                 lane.pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
             yield lane
 
-    def _equip(self, lane: _Lane) -> None:
-        """Makes a lane ready; the first one calibrates an int8 bank."""
-        if self.writer.recipe.dtype == "int8":
-            lane.quantiser = self._quantiser(lane.encoder)
-        self._free.put(lane)
+    def _equip(self, lanes: Sequence[_Lane]) -> None:
+        """Makes lanes ready; the first one calibrates an int8 bank."""
+        for lane in lanes:
+            if self.writer.recipe.dtype == "int8":
+                # Lanes that take turns can do so with one.
+                shared = None if self.encoder.device.type == "cpu" else lanes[0].quantiser
+                lane.quantiser = shared or self._quantiser(lane.encoder)
+            self._free.put(lane)
 
     def _make(self, split: str, block: int) -> int:
         """Computes and writes one block; returns the bytes written."""
@@ -175,8 +178,12 @@ class Stage:
         try:
             with self._turn:
                 found = self._fill(lane, split, block)
+                # What has no stream to be copied on is copied before the next block is computed.
+                states = lane.buffer.cpu() if lane.pinned is None else lane.pinned
                 ready = self._event()
-            return self._write(lane, split, block, found, ready)
+            if ready is not None:
+                _copy(lane, ready)
+            return self._write(lane, split, block, states, found)
         finally:
             self._free.put(lane)
 
@@ -221,18 +228,18 @@ class Stage:
     def _kind(self, split: str, block: int) -> UInt8[ndarray, " token"]:
         return np.asarray(self.tokens[split].kind[self._places(split, block)])
 
-    def _write(self, lane: _Lane, split: str, block: int, found: Quantised | None, ready: Any) -> int:
+    def _write(self, lane: _Lane, split: str, block: int, states: Tensor, found: Quantised | None) -> int:
         plan, tokens, at = self.writer.plans[split], self.tokens[split], self._places(split, block)
         small = {}
         for name in TOKEN_ARRAYS:
             small[name] = np.full(plan.block_tokens, -1 if name == "word_id" else 0, dtype=np.int64)
             small[name][: len(at)] = getattr(tokens, name)[at]
-        states = to_numpy(_on_host(lane, ready))[:, : plan.block_tokens]
+        stored = to_numpy(states)[:, : plan.block_tokens]
         if found is None:
-            return self.writer.write_block(split, block, states, small)
+            return self.writer.write_block(split, block, stored, small)
         with torch.cuda.stream(lane.copies):
             clipped = found.check(self.writer, split, block)
-        return self.writer.write_block(split, block, states, small, clipped)
+        return self.writer.write_block(split, block, stored, small, clipped)
 
     def _counts(self, split: str, block: int) -> Int[ndarray, "2"]:
         """Examples and kept tokens of a block."""
@@ -253,15 +260,13 @@ class Stage:
         )
 
 
-def _on_host(lane: _Lane, ready: Any) -> Tensor:
-    """A lane's buffer in host memory, copied on a stream of its own while the device goes on."""
-    if lane.pinned is None:
-        return lane.buffer.cpu()
+def _copy(lane: _Lane, ready: Any) -> None:
+    """Copies a lane's buffer to host memory on a stream of its own, while the device goes on."""
+    assert lane.pinned is not None
     with torch.cuda.stream(lane.copies):
         lane.copies.wait_event(ready)
         lane.pinned.copy_(lane.buffer, non_blocking=True)
     lane.copies.synchronize()
-    return lane.pinned
 
 
 def _succeeded(future: Future[int]) -> bool:

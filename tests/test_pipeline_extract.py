@@ -390,8 +390,9 @@ def stop_at(block):
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("keep", ["all", "words"])
-def test_a_bank_is_the_same_however_often_it_was_stopped(tmp_path, corpus, keep):
+@pytest.mark.parametrize(("keep", "threads"), [("all", 1), ("words", 3)])
+def test_a_bank_is_the_same_however_often_it_was_stopped(tmp_path, corpus, keep, threads):
+    torch.set_num_threads(threads)
     data = corpus(train=many_rows(60), dev=many_rows(20, seed=1))
     whole = extract(data, encoder_of(), str(tmp_path / "whole"), keep=keep)
     path, there = str(tmp_path / "stopped"), 0
@@ -603,7 +604,9 @@ def test_a_full_disk_ends_the_run_and_leaves_what_is_written_whole(tmp_path, cor
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_an_error_of_the_encoder_leaves_what_is_written_whole(tmp_path, corpus, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_of_the_encoder_leaves_what_is_written_whole(tmp_path, corpus, monkeypatch, threads):
+    torch.set_num_threads(threads)
     data = corpus(train=many_rows(60))
     calls, encode = [], Encoder.encode
 
@@ -617,7 +620,8 @@ def test_an_error_of_the_encoder_leaves_what_is_written_whole(tmp_path, corpus, 
     with pytest.raises(PipelineError, match="too little memory"):
         extract(data, encoder_of(), str(tmp_path / "b"))
     rest = extract(data, encoder_of(), str(tmp_path / "b"))
-    assert 3 <= rest.blocks - rest.blocks_encoded < rest.blocks  # what was in work then is written too
+    # What was in work when it was stopped is written too.
+    assert 3 <= rest.blocks - rest.blocks_encoded < rest.blocks
 
 
 def scaled(family, folder, name, factor):

@@ -12,12 +12,14 @@ import torch
 from cache import BankIncomplete, CacheError, Target
 from cache.targets import write_target
 from pipeline import metrics
+from pipeline.batches import Feeds
 from pipeline.errors import PipelineError
+from pipeline.fitting import Fitting
 from pipeline.job import HeadRates, Schedule, open_target, prepare
 from pipeline.optimizer import linear_schedule
 from pipeline.results import load_run
 from pipeline.run import train_run
-from pipeline.train import fit, predictions
+from pipeline.train import fit, fit_together, predictions
 
 FAST = HeadRates(lr=1e-2)
 
@@ -387,3 +389,29 @@ def test_a_bank_of_words_trains_the_same_tagger_as_one_of_all_tokens(fusion):
         assert same(values(one.head), values(other.head))
         assert [line.dev for line in one.epochs] == [line.dev for line in other.epochs]
         assert [line.loss for line in one.epochs] == [line.loss for line in other.epochs]
+
+
+def test_stacks_that_train_side_by_side_become_what_they_are_alone():
+    feeds, schedule = Feeds(), Schedule(epochs=3, batch_size=8)
+    jobs = [job(fusion=fusion, feeds=feeds) for fusion in ("linear", "attention", "concat")]
+    rates = [[HeadRates(seed=k, lr=1e-2, dropout=0.2), HeadRates(seed=9, lr=2e-2)] for k in range(3)]
+    alone = [fit(one, some, schedule) for one, some in zip(jobs, rates, strict=True)]
+    torch.set_num_threads(3)
+    together = [Fitting(one, some, schedule) for one, some in zip(jobs, rates, strict=True)]
+    fit_together(together)
+    for expected, fitting in zip(alone, together, strict=True):
+        for a, b in zip(expected, fitting.trained(), strict=True):
+            assert [line.dev for line in a.epochs] == [line.dev for line in b.epochs]
+            for x, y in zip(a.head.parameters(), b.head.parameters(), strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+    assert min(fitting.seconds for fitting in together) > 0
+
+
+def test_an_error_in_one_of_several_stacks_is_raised(monkeypatch):
+    torch.set_num_threads(2)
+    jobs = [job(fusion=fusion) for fusion in ("linear", "attention")]
+    fittings = [Fitting(one, [HeadRates()], Schedule(epochs=2)) for one in jobs]
+    monkeypatch.setattr(fittings[1].groups[0].heads, "forward", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_together(fittings)
+    assert torch.get_num_threads() == 2

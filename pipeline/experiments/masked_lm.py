@@ -10,6 +10,7 @@ from cache import open_bank
 from pipeline import figures, metrics
 from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Experiment, Lab
+from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
 from pipeline.job import Schedule, open_target
@@ -72,7 +73,7 @@ class MaskedLM(Experiment):
             raise PipelineError(f"--set lr={lr}: give numbers with commas between") from error
         self.maskings, self.max_length, self.seeds = maskings, max_length, seeds
         self.epochs, self.batch_size = epochs, batch_size
-        self.methods = [] if methods == "none" else methods.split(",")
+        self.methods = [] if methods == "none" else words(methods)
         self.tune_epochs, self.tune_lr = tune_epochs, tune_lr
         self.train, self.dev = train, dev
 
@@ -150,7 +151,7 @@ class MaskedLM(Experiment):
             "fusion": method,
             "learn": learn,
             "lr": record.config["plan"]["lr"],
-            "dev_sd": 0.0,
+            "dev_sd": None,  # one seed
         }
 
     def _sweep(self, lab: Lab, name: str, store: str, grid: Grid, *, epochs: int) -> list[dict[str, Any]]:

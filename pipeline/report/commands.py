@@ -48,7 +48,7 @@ def of_head(row: Mapping[str, Any], asked: Mapping[str, Any], store: str, out: s
 
 def _train(config: Mapping[str, Any], out: str) -> str:
     head, source = config["head"], config["source"]
-    if _has_no_flags({**source, **config}, config["schedule"]):
+    if "joint" in config or _has_no_flags({**source, **config}, config["schedule"]):
         return str(config.get("command") or f"by no command of its own: see {out}")
     chosen = {**head, "options": {**head["fusion_options"], **head["decoder_options"]}}
     return _line(
@@ -81,7 +81,7 @@ def _tune(config: Mapping[str, Any], out: str) -> str:
     return _line(
         "tune", first["data"], {"target": first["target"], "revision": first["revision"]}, first["columns"],
         flags, _head({**asked, "options": options}), numbers, {"metric": first["metric"]},
-        {"gradient_checkpointing": plan["checkpointing"]},
+        {"gradient_checkpointing": plan["checkpointing"], "maskings": first.get("maskings")},
         {"verbalizer": [f"{name}={text}" for name, text in first["verbalizer"].items()]},
         {"task": [f"{task['data']}::{task['target']}" for task in further]},
         _splits(asked["splits"]), {"trust_remote_code": asked["trust_remote_code"], "out": out},
