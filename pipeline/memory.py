@@ -1,8 +1,10 @@
-"""The most memory that a stretch of work took."""
+"""Memory of the process: the most that a stretch of work took, and what is freed kept for the next step."""
 
 import contextlib
+import ctypes
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -30,3 +32,20 @@ def peak_bytes(device: torch.device) -> int:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@cache
+def keep_freed() -> None:
+    """Has freed memory kept for the next use, where the C library is glibc; once is enough.
+
+    By its defaults glibc gives the tensors of a training step back to the system and asks for them again in
+    the next one. Every page is then zeroed and mapped anew: up to a tenth of a step (docs/log.md).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for setting, value in _KEPT.items():
+            mallopt(setting, value)
+
+
+_KEPT = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
+"""M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes."""

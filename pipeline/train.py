@@ -20,6 +20,7 @@ from pipeline.device import side_by_side
 from pipeline.fitting import Fitting, scores_of
 from pipeline.head import Head
 from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained
+from pipeline.memory import keep_freed
 
 Progress = Callable[[int, Sequence[Epoch]], None]
 """Called after every epoch with its number and the last line of each head."""
@@ -61,6 +62,7 @@ def fit_together(
         progress: called after every epoch with its number and each head's last line.
         after_epoch: called after every epoch, to keep a checkpoint.
     """
+    keep_freed()
     schedule = fittings[0].schedule
     for epoch in range(fittings[0].epoch + 1, schedule.epochs + 1):
         alive = [fitting for fitting in fittings if fitting.groups]
