@@ -7,6 +7,7 @@ both share. Series differ in shape as well as in colour.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
@@ -201,6 +202,18 @@ def png(picture: str) -> bytes:
     return bytes(vl_convert.svg_to_png(picture, scale=2))
 
 
+def _sizes(seen: Sequence[int | float]) -> list[int | float]:
+    """Few whole numbers that stand well apart, such as 8, 16, 32: what an axis names. None of others.
+
+    >>> _sizes([32, 8, 16, 8]), _sizes([1000, 1001]), _sizes([0.5, 2])
+    ([8, 16, 32], [], [])
+    """
+    sizes = sorted(set(seen))
+    apart = all(larger >= 1.4 * smaller for smaller, larger in pairwise(sizes))
+    whole = all(isinstance(size, int) for size in sizes)
+    return sizes if whole and apart and 1 < len(sizes) <= 8 else []
+
+
 def _across(rows: Rows, x: str, title: str, log: bool) -> Any:
     import altair
 
@@ -214,7 +227,8 @@ def _across(rows: Rows, x: str, title: str, log: bool) -> Any:
     beside = max(1.15, (high / low) ** 0.06)
     low, high = low / beside, high * beside
     scale = altair.Scale(type="log", domain=[low, high], nice=False)
-    axis = altair.Axis(values=log_ticks(low, high), format="~s" if high >= 1000 else "~g")
+    ticks = _sizes(seen) or log_ticks(low, high)
+    axis = altair.Axis(values=ticks, format="~s" if high >= 1000 else "~g")
     return altair.X(field=x, type="quantitative", title=title, scale=scale, axis=axis)
 
 
