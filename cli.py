@@ -302,14 +302,14 @@ def train(
     from pipeline import terminal, tracking
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.job import HeadRates, Schedule
-    from pipeline.multitask_run import TaskAsked, train_tasks_run
+    from pipeline.multitask_run import BankTarget, train_tasks_run
     from pipeline.run import train_run
 
     tasks = [{"store": store, "target": name} for name in flags.listed(target, "--target", str)]
     tasks += [flags.task(one, "store") for one in task or []]
     run: Any = partial(train_run, **tasks[0])
     if len(tasks) > 1:
-        run = partial(train_tasks_run, [TaskAsked(**one) for one in tasks])
+        run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
     with tracking.tracked(track, out) as log:

@@ -30,7 +30,7 @@ JOINT = "joint.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskAsked:
+class BankTarget:
     """A target of a bank."""
 
     store: str
@@ -43,7 +43,7 @@ class TaskAsked:
 
 
 def train_tasks_run(
-    asked: Sequence[TaskAsked],
+    asked: Sequence[BankTarget],
     *,
     out: str,
     fusion: str = "mixture",
@@ -121,7 +121,7 @@ def train_tasks_run(
 
 def _save(
     out: str,
-    asked: Sequence[TaskAsked],
+    asked: Sequence[BankTarget],
     found: TrainedTogether,
     banks: Mapping[str, Bank],
     jobs: Mapping[str, Job],
@@ -158,7 +158,7 @@ def _save(
     return {**finite(common), "tasks": results}
 
 
-def _check(asked: Sequence[TaskAsked], fusion: str) -> None:
+def _check(asked: Sequence[BankTarget], fusion: str) -> None:
     """Refuses a task that is there twice, and a fusion that has nothing for tasks to share."""
     names = [task.name for task in asked]
     for task in asked:
@@ -188,7 +188,7 @@ def _check_free(out: str, names: Sequence[str], *, overwrite: bool) -> None:
         check_free(str(folder / name), overwrite=overwrite)
 
 
-def _open_banks(asked: Sequence[TaskAsked]) -> dict[str, Bank]:
+def _open_banks(asked: Sequence[BankTarget]) -> dict[str, Bank]:
     """The tasks' banks, by where they are."""
     banks = {task.store: open_bank(task.store) for task in asked}
     first, *others = banks.values()

@@ -12,7 +12,7 @@ from pipeline.compare import compare
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate
 from pipeline.job import HeadRates, Schedule
-from pipeline.multitask_run import TaskAsked, train_tasks_run
+from pipeline.multitask_run import BankTarget, train_tasks_run
 from pipeline.results import load_run
 from pipeline.run import train_run
 
@@ -35,7 +35,7 @@ def banks(tmp_path_factory):
 def train(banks, out, *names, **choices):
     """Trains tasks that are named as their folders are."""
     pairs = [name.split(".") for name in names]
-    asked = [TaskAsked(store=str(banks / store), target=target) for store, target in pairs]
+    asked = [BankTarget(store=str(banks / store), target=target) for store, target in pairs]
     choices = {"options": OPTIONS, "rates": RATES, "schedule": SCHEDULE, **choices}
     return train_tasks_run(asked, out=str(out), **choices)
 
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_one_line(banks, tmp_path, names, choices, said):
 
 
 def test_banks_of_one_name_are_told(banks, tmp_path):
-    asked = [TaskAsked(store=f"{folder}/en", target="label") for folder in ("a", "b")]
+    asked = [BankTarget(store=f"{folder}/en", target="label") for folder in ("a", "b")]
     with pytest.raises(
         PipelineError, match=r"two tasks would be called en\.label, of a/en and b/en: rename"
     ):
