@@ -21,6 +21,7 @@ from pipeline.feed import Batch
 from pipeline.fitting import Record, scores_of
 from pipeline.head import Head
 from pipeline.job import MAX_SEED, Epoch, HeadRates, Job, Schedule, Trained, build_one
+from pipeline.memory import keep_freed
 from pipeline.optimizer import StackedAdamW
 from pipeline.train import Progress, predictions
 
@@ -65,6 +66,7 @@ def fit_tasks(
     Raises:
         PipelineError: the loss is not finite.
     """
+    keep_freed()
     fitting = TaskFitting(jobs, rates, schedule)
     while not fitting.ended:
         progress(fitting.epoch + 1, [fitting.run_epoch()])
