@@ -1,6 +1,5 @@
 """Questions: answers that are spans and options to choose from, from rows of text to predictions."""
 
-import json
 import re
 import string
 
@@ -9,6 +8,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questions import choice_rows, question_rows, write
 
 from cache import Kind, open_bank
 from pipeline import answers as module
@@ -28,51 +28,6 @@ from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
-
-NOUNS, COLOURS = tiny.NOUNS, tiny.COLOURS
-
-
-def question_rows(split, n):
-    """Questions for the colour of a thing; the answer is the word before it, a span of the context."""
-    random = np.random.default_rng([len(split), 5])
-    rows = []
-    for k in range(n):
-        colours, nouns = random.permutation(COLOURS), random.permutation(NOUNS)
-        context = f"The {colours[0]} {nouns[0]}, the {colours[1]} {nouns[1]}!"
-        which = int(random.integers(2))
-        rows.append(
-            {
-                "id": str(k),
-                "question": str(nouns[which]),
-                "context": context,
-                "answers": {
-                    "text": [str(colours[which])],
-                    "answer_start": [context.index(str(colours[which]))],
-                },
-            }
-        )
-    return rows
-
-
-def choice_rows(split, n):
-    """Which option names the thing of the premise."""
-    random = np.random.default_rng([len(split), 6])
-    rows = []
-    for _ in range(n):
-        nouns = [str(noun) for noun in random.permutation(NOUNS)]
-        n_options = int(random.integers(2, 5))
-        right = int(random.integers(n_options))
-        options = [f"the {COLOURS[k % 3]} {noun}" for k, noun in enumerate(nouns[:n_options])]
-        rows.append({"text": f"open the {nouns[right]}", "options": options, "label": right})
-    return rows
-
-
-def write(folder, make, sizes):
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, n in sizes.items():
-        lines = "".join(json.dumps(row) + "\n" for row in make(split, n))
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

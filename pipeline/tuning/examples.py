@@ -11,12 +11,13 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from cache import Kind, Target
+from cache import Target
 from cache.targets import ranges, spans
 from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import Head, Inputs
 from pipeline.labels import Labels
+from pipeline.selection import KINDS
 from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.tuning.backbone import Backbone
 
@@ -41,13 +42,22 @@ class Examples:
 
     @cached_property
     def labelled(self) -> Int[ndarray, " row"]:
-        """Units with a label in each row: 0 or 1, or the number of tagged words or predicted tokens."""
-        values = self.target.values
-        has_label = ~np.isnan(values) if self.target.kind == "float" else values >= 0
-        if self.target.kind not in ("tags", "token"):
+        """Units with a label in each row: 0 or 1, or the number of tagged words or predicted tokens.
+
+        A question whose options are all wrong has nothing to learn from.
+        """
+        values, kind = self.target.values, self.target.kind
+        has_label = ~np.isnan(values) if kind == "float" else values >= 0
+        if kind not in ("tags", "choice", "token"):
             return has_label.astype(np.int64)
-        units = self.tokens.n_words if self.target.kind == "tags" else self.tokens.kept_length("masked")
-        return np.diff(spans(has_label.astype(np.int64))[spans(units)])
+        units = self.tokens.kept_length("masked") if kind == "token" else self.tokens.n_words
+        counted = values == 1 if kind == "choice" else has_label
+        found = np.diff(spans(counted.astype(np.int64))[spans(units)])
+        return np.minimum(found, 1) if kind == "choice" else found
+
+    def sequence_lengths(self, rows: Int[ndarray, " chosen"]) -> Int[ndarray, " sequence"]:
+        """Tokens of each sequence of some rows: of the rows, or of their options."""
+        return self.tokens.pieces.length[self.tokens.sequences(rows)[0]]
 
     @cached_property
     def unit_of_token(self) -> Int[ndarray, " token"]:
@@ -74,12 +84,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some examples, padded on the right."""
+    """Some examples, padded on the right; one of several options is as many sequences."""
 
-    ids: Int[Tensor, "example token"]
-    mask: Bool[Tensor, "example token"]
-    types: Int[Tensor, "example token"] | None  # segments, for encoders that ask for them
-    tasks: Int[Tensor, " example"]
+    ids: Int[Tensor, "sequence token"]
+    mask: Bool[Tensor, "sequence token"]
+    types: Int[Tensor, "sequence token"] | None  # segments, for encoders that ask for them
+    tasks: Int[Tensor, " sequence"]
     parts: tuple[Part, ...] = field(default=())
     answers: Int[Tensor, "example answer"] | None = None  # from text to text; -100 after the end
     weights: Float[Tensor, " example"] | None = None  # share of each answer in the loss
@@ -151,9 +161,10 @@ def deal(
 
 def in_order(examples: Examples, at_once: int = EVALUATION_EXAMPLES) -> Iterator[Picked]:
     """All rows of a split that have a token, by length, at most `at_once` together, for scoring."""
-    size = min(at_once, EVALUATION_EXAMPLES)
     order = np.argsort(examples.tokens.length, kind="stable")
     order = order[examples.tokens.length[order] > 0]
+    most = int(examples.tokens.sequences(order)[1].max(initial=1))
+    size = max(1, min(at_once, EVALUATION_EXAMPLES) // most)
     for first in range(0, len(order), size):
         yield [(examples, order[first : first + size])]
 
@@ -177,29 +188,32 @@ def make_batch(
         shares: of a task's mean loss in the loss of the step, by the task's number; 1 if not given.
         penalty_share: of the method's penalty in the loss of the step.
     """
-    sizes = np.concatenate([examples.tokens.length[rows] for examples, rows in picked])
+    lengths = [examples.sequence_lengths(rows) for examples, rows in picked]
+    sizes = np.concatenate(lengths)
     longest = int(sizes.max())
     ids = np.full((len(sizes), longest), backbone.pad_id, dtype=np.int64)
     types = np.zeros((len(sizes), longest), dtype=np.int64)
     first, parts = 0, []
-    for examples, rows in picked:
-        tokens, here = examples.tokens, slice(first, first + len(rows))
-        column = ranges(np.zeros(len(rows), dtype=np.int64), tokens.length[rows])
-        row = np.repeat(np.arange(first, first + len(rows)), tokens.length[rows])
+    for (examples, rows), of_sequence in zip(picked, lengths, strict=True):
+        tokens = examples.tokens
+        column = ranges(np.zeros(len(of_sequence), dtype=np.int64), of_sequence)
+        row = np.repeat(np.arange(first, first + len(of_sequence)), of_sequence)
         source = ranges(tokens.start[rows], tokens.length[rows])
         ids[row, column], types[row, column] = tokens.input_ids[source], tokens.type_id[source]
         share = 1.0 if shares is None else shares[examples.task]
         head = heads[examples.task] if heads else None
         places = row * (longest + n_slots) + column + n_slots * (column >= backbone.slot_at)
         parts.append(_part(examples, rows, head, places, source, share))
-        first = here.stop
+        first += len(of_sequence)
     mask = np.arange(longest) < sizes[:, None]
     answers, weights = _answers(picked, parts) if not heads else (None, None)
     return Batch(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
         types=torch.from_numpy(types) if backbone.asks_type_ids else None,
-        tasks=torch.from_numpy(np.concatenate([np.full(len(r), e.task) for e, r in picked])),
+        tasks=torch.from_numpy(
+            np.concatenate([np.full(len(n), e.task) for (e, _), n in zip(picked, lengths, strict=True)])
+        ),
         parts=tuple(parts),
         answers=answers,
         weights=weights,
@@ -220,7 +234,7 @@ def _part(
     lengths = examples.tokens.length[rows]
     read, read_lengths = _chosen(examples.tokens, head.reads, source, lengths)
     seen, seen_lengths = _chosen(examples.tokens, head.decoder.tokens, source, lengths)
-    if target.kind == "tags":
+    if target.kind in ("tags", "choice"):
         owner = np.repeat(rows, seen_lengths)
         units = spans(examples.tokens.n_words)[owner] + examples.tokens.word_id[source[seen]]
     elif target.kind == "token":
@@ -245,16 +259,15 @@ def _part(
 
 
 def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tuple[ndarray, ndarray]:
-    """Which of the rows' tokens are read, and how many of each row.
-
-    All, the first, a word's first, or those to predict.
-    """
+    """Which of the rows' tokens are read, and how many of each row; see `pipeline.selection`."""
     if which == "all":
         return np.arange(len(source)), lengths
     bounds = spans(lengths)
     if which == "first":
         return bounds[:-1][lengths > 0], np.minimum(lengths, 1)
-    some = tokens.kept("masked")[source] if which == "masked" else tokens.kind[source] == Kind.WORD
+    some = (
+        tokens.kept("masked")[source] if which == "masked" else np.isin(tokens.kind[source], KINDS[which])
+    )
     return np.flatnonzero(some), np.diff(spans(some.astype(np.int64))[bounds])
 
 

@@ -380,13 +380,14 @@ def predictions(tuned: Tuned, examples: Examples) -> ndarray:
 def report(tuned: Tuned, examples: Examples) -> dict[str, float]:
     """All scores of a split that apply; from text to text also the share of outputs that are no class."""
     target, guess = examples.target, predictions(tuned, examples)
+    n_words = examples.tokens.n_words if target.kind in ("tags", "choice") else None
     scores = metrics.report(
         predictions=guess[None],
         gold=target.values,
         names=target.names,
-        lengths=examples.tokens.n_words if target.kind == "tags" else None,
+        lengths=n_words,
         kind=target.kind,
-        answers=grader(target, target.extra),
+        answers=grader(target, target.extra, n_words),
     )
     plain = {name: float(values[0]) for name, values in scores.items()}
     if tuned.backbone.text_to_text:

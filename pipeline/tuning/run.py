@@ -37,7 +37,7 @@ class TaskAsked:
 
     data: str
     target: str
-    columns: Mapping[str, str | None] = field(default_factory=dict)  # text, text_pair, words
+    columns: Mapping[str, str | None] = field(default_factory=dict)  # text, text_pair, words, options
     revision: str | None = None
     metric: str | None = None
     verbalizer: Mapping[str, str] = field(default_factory=dict)
@@ -195,13 +195,12 @@ def _task(
 ) -> TaskSpec:
     """Checks one task against the backbone."""
     corpus, labels = text.corpus, text.labels
-    if labels.kind not in ("class", "tags", "float", "token"):
+    if labels.kind == "span":
         raise PipelineError(
-            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags, numbers and masked "
-            "tokens, 'layerbank extract' and 'train' learn these too"
+            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags, numbers, choices and "
+            "masked tokens, 'layerbank extract' and 'train' learn these too"
         )
-    values = labels.values[next(iter(labels.values))]
-    target = replace(labels.target(next(iter(labels.values))), values=values)
+    target = labels.target(next(iter(labels.values)))
     head, texts = None, []
     if not backbone.text_to_text:
         if asked.verbalizer:
@@ -220,7 +219,12 @@ def _task(
     return TaskSpec(
         name=f"{name}.{labels.name}",
         data=str(Path(asked.data).resolve()) if Path(asked.data).is_dir() else asked.data,
-        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        columns={
+            "text": corpus.text,
+            "text_pair": corpus.text_pair,
+            "words": corpus.words,
+            **({"options": corpus.options} if corpus.options else {}),
+        },
         revision=asked.revision,
         splits=dict(whole.splits),
         target=labels.name,
@@ -340,7 +344,10 @@ def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, recor
 
 @torch.no_grad()
 def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The weights of the prompts for every dev example, a tensor a task in the order of the rows."""
+    """The weights of the prompts for every dev example, a tensor a task in the order of the rows.
+
+    Those of an example of several options are the mean over the options.
+    """
     tensors, columns = {}, {}
     tuned.eval()
     heads: Any = list(tuned.heads)
@@ -351,7 +358,9 @@ def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[s
             embedded = tuned.model.get_input_embeddings()(batch.ids)
             found = tuned.method.attentions(embedded, batch.mask, batch.tasks)
             assert found is not None
-            weights[torch.from_numpy(picked[0][1])] = found.float().cpu()
+            rows = picked[0][1]
+            of_row = torch.split(found.float().cpu(), examples.tokens.sequences(rows)[1].tolist())
+            weights[torch.from_numpy(rows)] = torch.stack([one.mean(0) for one in of_row])
         tensors[name], columns[name] = weights, json.dumps(attended)
     return tensors, columns
 

@@ -82,7 +82,7 @@ def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: Tas
             f"target {task.target!r} of {corpus.name} has {what} that {run.path} was not trained on: give "
             "data of the same classes"
         )
-    if labels.kind != "float":
+    if labels.kind in ("class", "tags"):
         numbers = np.array([*map(task.names.index, labels.names), -1], dtype=np.int32)
         values = {name: numbers[codes] for name, codes in labels.values.items()}
         labels = replace(labels, names=task.names, values=values)
@@ -116,7 +116,8 @@ class TunedPredictor:
         tokens = tokenize(
             self.tuned.backbone.tokenizer, [(rows.texts, rows.pairs)], max_length=run.source.max_length
         )
-        n_units = int(tokens.n_words.sum()) if task.kind == "tags" else len(tokens.length)
+        by_word = task.kind in ("tags", "choice")
+        n_units = int(tokens.n_words.sum()) if by_word else len(tokens.length)
         empty: ndarray = np.full(n_units, -1, np.int32)
         if task.kind == "float":
             empty = np.full(n_units, np.nan, np.float32)
@@ -124,13 +125,15 @@ class TunedPredictor:
         guess = predictions(self.tuned, examples)
         bounds = spans(tokens.n_words)
         for i, shown in enumerate(rows.shown):
-            here = guess[bounds[i] : bounds[i + 1]] if task.kind == "tags" else guess[i]
+            here = guess[bounds[i] : bounds[i + 1]] if by_word else guess[i]
             yield {**shown, task.target: _named(task, here)}
 
 
 def _named(task: TaskSpec, guess: Any) -> Any:
     if task.kind == "float":
         return float(guess)
+    if task.kind == "choice":
+        return int(guess.argmax())
     if task.kind == "class":
         return task.names[guess] if guess >= 0 else None
     nothing = "O" if is_entity_scheme(task.names) else None
