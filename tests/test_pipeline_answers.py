@@ -30,6 +30,10 @@ from pipeline.runner import Plan
 from pipeline.sweep import sweep
 
 
+def texts_of(split):
+    return AnswerTexts(lambda: split.target_extra("answer"))
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     return tiny.encoder(tmp_path_factory.mktemp("encoder"))
@@ -85,7 +89,7 @@ def test_the_gold_span_of_every_row_is_its_answer(squad_bank):
         split, rows = bank.split(name), question_rows(name, n)
         target = split.target("answer")
         assert (target.kind, target.metric, target.values.shape) == ("span", "span_f1", (n, 2))
-        texts = AnswerTexts(split, "answer")
+        texts = texts_of(split)
         for example, row in enumerate(split.row):
             first, last = target.values[example].tolist()
             assert texts.span_text(example, first, last) == rows[row]["answers"]["text"][0]
@@ -112,7 +116,7 @@ def test_answers_cut_off_are_counted_and_have_no_span(tmp_path, encoder):
     missing = (split.target("answer").values < 0).all(1)
     assert 0 < second < 8
     assert missing.sum() == second == result.splits["train"]["answers_cut"]
-    assert AnswerTexts(split, "answer").score(np.full((1, 8, 2), -1)) == {
+    assert texts_of(split).score(np.full((1, 8, 2), -1)) == {
         "span_f1": [0],
         "exact_match": [0],
     }
@@ -248,7 +252,7 @@ def test_answers_can_be_added_later(squad_bank, encoder, tmp_path):
     for name in SIZES:
         late, early = (open_bank(path).split(name) for path in (bare.store, squad_bank.store))
         assert np.array_equal(late.target("answer").values, early.target("answer").values)
-        texts = AnswerTexts(late, "answer").score(late.target("answer").values[None].astype(np.int64))
+        texts = texts_of(late).score(late.target("answer").values[None].astype(np.int64))
         assert texts["exact_match"] == [100]
 
 
@@ -264,7 +268,7 @@ def test_a_smaller_bank_answers_alike(squad_bank, choice_bank, tmp_path, kind):
         assert other.n_tokens == one.n_words.sum()
         return
     predictions = one.target("answer").values[None].astype(np.int64)
-    assert AnswerTexts(other, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
+    assert texts_of(other).score(predictions) == {"span_f1": [100], "exact_match": [100]}
 
 
 def test_rows_that_come_later_have_answers_too(encoder, tmp_path):
@@ -276,7 +280,7 @@ def test_rows_that_come_later_have_answers_too(encoder, tmp_path):
     assert result.new_rows == {"train": 10}
     split = open_bank(store).split("train")
     predictions = split.target("answer").values[None].astype(np.int64)
-    assert AnswerTexts(split, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
+    assert texts_of(split).score(predictions) == {"span_f1": [100], "exact_match": [100]}
 
 
 def test_choices_can_be_added_later(choice_bank, encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""Questions through the encoder: options to choose from, against plain forwards and hand-written losses."""
+"""Questions through the encoder, against plain forwards of `transformers` and losses written by hand."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 import transformers
 import tuning
 from encoders import tiny_encoder
-from questions import choice_rows, write
+from questions import choice_rows, question_rows, write
 
 from pipeline.errors import PipelineError
 from pipeline.predict import read_inputs
@@ -36,6 +36,8 @@ def easy_rows(split, n):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
     write(folder / "choices", choice_rows, SIZES)
+    write(folder / "answers", question_rows, SIZES)
+    tiny.encoder(folder / "encoder")
     return folder
 
 
@@ -52,14 +54,29 @@ def batch_of(tuned, examples, rows, **more):
     )
 
 
+def answers(folder, **more):
+    """How a run on the answers is asked for; the encoder knows the words."""
+    data = f"squad@{folder / 'answers'}"
+    return {"target": "answer", "task": {"data": data}, "encoder": str(folder / "encoder"), **more}
+
+
+def easy_answers(split, n):
+    """The first colour is the answer."""
+    rows = question_rows(split, 4 * n)
+    return [row for row in rows if row["answers"]["answer_start"] == [len("The ")]][:n]
+
+
 class ByHand:
     """The encoder by `transformers` alone, a soft prompt put in by hand, and a linear head's weights."""
 
     def __init__(self, tuned, encoder):
         self.model = transformers.AutoModel.from_pretrained(encoder).eval()
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-        self.prompt = getattr(tuned.method, "prompt", torch.empty(0, self.model.config.hidden_size))
+        self.prompt = torch.empty(0, self.model.config.hidden_size)
+        if hasattr(tuned.method, "prompt"):
+            self.prompt = tuned.method.prompt.detach()
         state = tuned.heads[0].decoder.state_dict()
+        self.model.requires_grad_(False)
         (self.weight,) = (value[0] for name, value in state.items() if name.endswith("weight"))
         (self.bias,) = (value[0] for name, value in state.items() if name.endswith("bias"))
 
@@ -81,6 +98,27 @@ class ByHand:
     def option_scores(self, row):
         """One score for each option of a row: that of its first token."""
         return torch.stack([self.scores(row["text"], option)[0][0, 0] for option in row["options"]])
+
+    def span_scores(self, row, **cut):
+        """Scores as first and as last, and the characters, of every token of the context."""
+        scores, encoded = self.scores(row["question"], row["context"], **cut)
+        inside = [k for k, part in enumerate(encoded.sequence_ids(0)) if part == 1]
+        return scores[inside], encoded["offset_mapping"][0][inside].tolist()
+
+
+def brute_force(scores, longest=30):
+    """The span of the highest sum, every one tried."""
+    n = len(scores)
+    pairs = [(i, j) for i in range(n) for j in range(i, min(n, i + longest))]
+    return max(pairs, key=lambda pair: float(scores[pair[0], 0] + scores[pair[1], 1]))
+
+
+def gold(row, characters):
+    """First and last token that have a character of the answer; None where it is cut off."""
+    start = row["answers"]["answer_start"][0]
+    stop = start + len(row["answers"]["text"][0])
+    touched = [k for k, (a, b) in enumerate(characters) if a < stop and b > start]
+    return (touched[0], touched[-1]) if characters[-1][1] >= stop else None
 
 
 LINEAR = {"layers": "linear"}
@@ -190,6 +228,95 @@ def test_choices_and_classes_are_learned_together_with_weights_of_prompts_for_ea
     found = safetensors.torch.load_file(folder / "mixed" / "attentions.safetensors")
     assert found["choices.label"].shape == (SIZES["dev"], 3)
     torch.testing.assert_close(found["choices.label"].sum(1), torch.ones(SIZES["dev"]))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "family"),
+    [("fine_tune", {}, None), ("prompt_tuning", {"length": "5"}, None), TAKES[2]],
+)
+def test_loss_of_answers_is_that_of_plain_forwards(folder, method, options, family):
+    asked = answers(folder, options=options)
+    if family:
+        asked["encoder"] = tiny_encoder(family)
+    tuned, _, job = tuning.ready(folder, method, **asked)
+    tuned.eval()
+    by_hand, rows, losses = ByHand(tuned, asked["encoder"]), question_rows("train", SIZES["train"]), []
+    for number in (3, 0, 7):
+        scores, characters = by_hand.span_scores(rows[number])
+        first, last = gold(rows[number], characters)
+        shares = scores.softmax(0)
+        losses.append(-(shares[first, 0].log() + shares[last, 1].log()) / 2)
+    loss = tuned(batch_of(tuned, job.train[0], [3, 0, 7]))
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("length", [None, "4"])
+def test_predicted_answers_are_the_best_of_all_spans_and_never_a_soft_token(folder, length):
+    method = "prompt_tuning" if length else "fine_tune"
+    asked = answers(folder, options={"longest": "2", **({"length": length} if length else {})})
+    tuned, _, job = tuning.ready(folder, method, **asked)
+    by_hand, rows = ByHand(tuned, asked["encoder"]), question_rows("dev", SIZES["dev"])
+    found, texts = [], []
+    for row in rows:
+        scores, characters = by_hand.span_scores(row)
+        first, last = brute_force(scores, longest=2)
+        found.append([first, last])
+        texts.append(row["context"][characters[first][0] : characters[last][1]])
+    assert predictions(tuned, job.dev[0]).tolist() == found
+    right = [text == row["answers"]["text"][0] for text, row in zip(texts, rows, strict=True)]
+    assert report(tuned, job.dev[0])["exact_match"] == pytest.approx(100 * np.mean(right))
+
+
+def test_answers_cut_off_are_not_learned_and_count_as_wrong(folder):
+    cut = {"truncation": True, "max_length": 8}
+    asked = answers(folder, max_length=cut["max_length"])
+    result = tuning.run(folder, "bitfit", out="cut", plan={"epochs": 1}, **asked)
+    tuned, _, job = tuning.ready(folder, "bitfit", **asked)
+    by_hand = ByHand(tuned, asked["encoder"])
+    lost = {}
+    for role, examples in (("train", job.train[0]), ("dev", job.dev[0])):
+        rows = question_rows(role, SIZES[role])
+        spans = [gold(row, by_hand.span_scores(row, **cut)[1]) for row in rows]
+        assert examples.trainable.tolist() == [k for k, span in enumerate(spans) if span]
+        lost[role] = spans.count(None)
+    assert 0 < lost["dev"] < SIZES["dev"]
+    assert result["answers_cut"] == {"answers.answer": lost}
+    scores = job.dev[0].grader.score(job.dev[0].target.values[None].astype(np.int64))
+    assert scores["exact_match"][0] == pytest.approx(100 * (1 - lost["dev"] / SIZES["dev"]))
+
+
+def test_a_run_learns_answers_and_says_them(folder):
+    plan = {"epochs": 2, "lr": 1e-2, "head_lr": 1e-1}
+    write(folder / "easy" / "answers", easy_answers, {"train": 40, "dev": 16})
+    asked = answers(folder / "easy", encoder=tiny_encoder("bert"))
+    result = tuning.run(folder, "fine_tune", out="answered", plan=plan, **asked)
+    assert (result["metric"], result["decoder"]) == ("span_f1", "span")
+    assert result["dev"] > 90
+    path = str(folder / "answered")
+    assert use.evaluate(path, "dev")["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-4)
+    predictor, rows = use.TunedPredictor(path), easy_answers("dev", 16)
+    lines = [f"{row['question']}\t{row['context']}" for row in rows]
+    said = list(predictor.predict_rows(read_inputs(predictor.runs[0], lines, None)))
+    assert all(one["answer"] in row["context"] for one, row in zip(said, rows, strict=True))
+    right = [one["answer"] == row["answers"]["text"][0] for one, row in zip(said, rows, strict=True)]
+    assert 100 * np.mean(right) == pytest.approx(result["dev_metrics"]["exact_match"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decoder": "classifier"}, "--decoder classifier learns class, target 'answer' is span"),
+        ({"max_length": 5}, "of .*answers has all 24 answers beyond --max-length 5: give a larger one"),
+        ({"options": {"longest": "0"}}, "longest is 0: give 1 token or more"),
+        ({"encoder": "t5"}, "is span: a model from text to text learns classes"),
+    ],
+)
+def test_what_does_not_fit_answers_is_refused(folder, change, said):
+    if "encoder" in change:
+        change = {"encoder": tiny_encoder(change["encoder"])}
+    with pytest.raises(PipelineError, match=said) as caught:
+        tuning.ready(folder, "fine_tune", **answers(folder, **change))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from cache import Target
 from cache.targets import ranges, spans
+from pipeline.answers import grader
 from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import Head, Inputs
-from pipeline.labels import Labels
+from pipeline.labels import Labels, locate_labels
+from pipeline.metrics import Texts
 from pipeline.selection import KINDS
 from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.tuning.backbone import Backbone
@@ -36,6 +38,7 @@ class Examples:
     tokens: Tokens
     target: Target  # labels in the order of the rows
     answers: tuple[tuple[int, ...], ...] = ()  # tokens that stand for each class, from text to text
+    cut: int = 0  # answered rows whose answer stands in no token
 
     def __len__(self) -> int:
         return len(self.tokens.length)
@@ -47,13 +50,19 @@ class Examples:
         A question whose options are all wrong has nothing to learn from.
         """
         values, kind = self.target.values, self.target.kind
-        has_label = ~np.isnan(values) if kind == "float" else values >= 0
+        if kind == "span":
+            return np.min(values >= 0, axis=1).astype(np.int64)
+        has_label = ~np.isnan(values) if kind == "float" else values >= int(kind == "choice")
         if kind not in ("tags", "choice", "token"):
             return has_label.astype(np.int64)
         units = self.tokens.kept_length("masked") if kind == "token" else self.tokens.n_words
-        counted = values == 1 if kind == "choice" else has_label
-        found = np.diff(spans(counted.astype(np.int64))[spans(units)])
-        return np.minimum(found, 1) if kind == "choice" else found
+        found: ndarray = np.diff(spans(has_label.astype(np.int64))[spans(units)])
+        return np.where(found > 0, 1, 0) if kind == "choice" else found
+
+    @cached_property
+    def grader(self) -> Texts | None:
+        """What scores answers and questions; one for all epochs, for it remembers what it has compared."""
+        return grader(self.target, self.target.extra, self.tokens.n_words)
 
     def sequence_lengths(self, rows: Int[ndarray, " chosen"]) -> Int[ndarray, " sequence"]:
         """Tokens of each sequence of some rows: of the rows, or of their options."""
@@ -114,16 +123,24 @@ class LabelledText:
         Raises:
             PipelineError: the split is not there, or none of its rows has a label.
         """
-        labels, name = self.labels, self.corpus.name
+        name, tokenizer = self.corpus.name, self.backbone.tokenizer
         batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
-        tokens = tokenize(self.backbone.tokenizer, batches, max_length=max_length)
-        target = labels.target(split)
-        found = Examples(task=task, tokens=tokens, target=target)
+        tokens = tokenize(tokenizer, batches, max_length=max_length)
+        labels = self._located(split, max_length)
+        cut = labels.cut.get(split, 0)
+        found = Examples(task=task, tokens=tokens, target=labels.target(split), cut=cut)
         if not found.labelled.any():
-            raise PipelineError(
-                f"split {split} of {name} has no label of target {labels.name!r}: name another split"
-            )
+            why = f"has no label of target {labels.name!r}: name another split"
+            if cut:
+                why = f"has all {cut} answers beyond --max-length {max_length}: give a larger one"
+            raise PipelineError(f"split {split} of {name} {why}")
         return found
+
+    def _located(self, split: str, max_length: int) -> Labels:
+        """The labels, answers found in the tokens of this split."""
+        answers = {name: each for name, each in self.labels.answers.items() if name == split}
+        labels = replace(self.labels, answers=answers)
+        return locate_labels(self.corpus, labels, tokenizer=self.backbone.tokenizer, max_length=max_length)
 
 
 def row_reader(corpus: Corpus, split: str) -> Callable[[int, int], Any]:

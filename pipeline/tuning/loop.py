@@ -19,7 +19,6 @@ from numpy import ndarray
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.answers import grader
 from pipeline.errors import PipelineError
 from pipeline.optimizer import linear_schedule
 from pipeline.stack import Dropout
@@ -366,7 +365,8 @@ def predictions(tuned: Tuned, examples: Examples) -> ndarray:
     """What the scores look at for every unit of a split; -1 (or NaN) where there is nothing."""
     tuned.eval()
     floats = examples.target.kind in ("float", "token")
-    out = np.full(len(examples.target.values), np.nan if floats else -1, np.float64 if floats else np.int64)
+    shape = examples.target.values.shape
+    out = np.full(shape, np.nan if floats else -1, np.float64 if floats else np.int64)
     heads: Any = list(tuned.heads)
     at_once = [heads[examples.task].decoder.evaluated_at_once] if heads else []
     with tuned.method.applied():
@@ -380,14 +380,13 @@ def predictions(tuned: Tuned, examples: Examples) -> ndarray:
 def report(tuned: Tuned, examples: Examples) -> dict[str, float]:
     """All scores of a split that apply; from text to text also the share of outputs that are no class."""
     target, guess = examples.target, predictions(tuned, examples)
-    n_words = examples.tokens.n_words if target.kind in ("tags", "choice") else None
     scores = metrics.report(
         predictions=guess[None],
         gold=target.values,
         names=target.names,
-        lengths=n_words,
+        lengths=examples.tokens.n_words if target.kind in ("tags", "choice") else None,
         kind=target.kind,
-        answers=grader(target, target.extra, n_words),
+        answers=examples.grader,
     )
     plain = {name: float(values[0]) for name, values in scores.items()}
     if tuned.backbone.text_to_text:

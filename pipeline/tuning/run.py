@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from cache import Target
 from pipeline import memory, metrics
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
@@ -103,7 +105,7 @@ def tune_run(
         partial = open_partial(asked.out, {**_plain(asked), **asdict(plan)})
     memory.start(accelerator.device)
     record = fit(tuned, job, plan, accelerator, partial, progress)
-    result = _result(asked, run, job, tuned, record)
+    result = {**_result(asked, run, job, tuned, record), **_cut(job)}
     result["peak_memory_bytes"] = memory.peak_bytes(accelerator.device)
     result["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process:
@@ -195,12 +197,13 @@ def _task(
 ) -> TaskSpec:
     """Checks one task against the backbone."""
     corpus, labels = text.corpus, text.labels
-    if labels.kind == "span":
-        raise PipelineError(
-            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags, numbers, choices and "
-            "masked tokens, 'layerbank extract' and 'train' learn these too"
-        )
-    target = labels.target(next(iter(labels.values)))
+    target = Target(
+        name=labels.name,
+        kind=labels.kind,
+        names=labels.names,
+        values=np.empty(0, np.int32),
+        settings=labels.settings,
+    )
     head, texts = None, []
     if not backbone.text_to_text:
         if asked.verbalizer:
@@ -320,6 +323,16 @@ def _result(asked: Asked, run: TunedRun, job: Job, tuned: Tuned, record: Progres
         **record.facts,
         **tuned.method.facts(),
     }
+
+
+def _cut(job: Job) -> dict[str, Any]:
+    """Of the tasks of answers, how many answers of train and dev stand in no token."""
+    found = {
+        name: {"train": train.cut, "dev": dev.cut}
+        for name, train, dev in zip(job.tasks, job.train, job.dev, strict=True)
+        if train.target.kind == "span"
+    }
+    return {"answers_cut": found} if found else {}
 
 
 def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, record: Progress) -> None:

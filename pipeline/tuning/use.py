@@ -9,11 +9,12 @@ import torch
 from numpy import ndarray
 
 from cache.targets import spans
+from pipeline.answers import context_offsets
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
-from pipeline.predict import Rows
+from pipeline.predict import Contexts, Rows
 from pipeline.results import finite
 from pipeline.tokens import tokenize
 from pipeline.tuning.build import open_run, target_of
@@ -118,18 +119,28 @@ class TunedPredictor:
         )
         by_word = task.kind in ("tags", "choice")
         n_units = int(tokens.n_words.sum()) if by_word else len(tokens.length)
-        empty: ndarray = np.full(n_units, -1, np.int32)
+        empty: ndarray = np.full((n_units, 2) if task.kind == "span" else n_units, -1, np.int32)
         if task.kind == "float":
             empty = np.full(n_units, np.nan, np.float32)
         examples = Examples(task=0, tokens=tokens, target=replace(target_of(task), values=empty))
-        guess = predictions(self.tuned, examples)
+        guess: Any = predictions(self.tuned, examples)
+        if task.kind == "span":
+            guess = self._answers(rows, guess)
         bounds = spans(tokens.n_words)
         for i, shown in enumerate(rows.shown):
             here = guess[bounds[i] : bounds[i + 1]] if by_word else guess[i]
             yield {**shown, task.target: _named(task, here)}
 
+    def _answers(self, rows: Rows, guess: ndarray) -> list[str]:
+        """The characters of predicted spans."""
+        tokenizer, length = self.tuned.backbone.tokenizer, self.runs[0].source.max_length
+        contexts = rows.pairs or []
+        return Contexts(contexts, context_offsets(tokenizer, rows.texts, contexts, length)).answers(guess)
+
 
 def _named(task: TaskSpec, guess: Any) -> Any:
+    if task.kind == "span":
+        return guess
     if task.kind == "float":
         return float(guess)
     if task.kind == "choice":
