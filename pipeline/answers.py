@@ -298,6 +298,15 @@ class AnswerTexts:
         found = 100.0 * totals / max(1, answered)
         return {"span_f1": found[:, 1], "exact_match": found[:, 0]}
 
+    def score_texts(self, predictions: Sequence[str]) -> dict[str, float]:
+        """The same scores of one prediction in words for each example."""
+        best: list[tuple[float, float]] = []
+        for example, predicted in enumerate(predictions):
+            if answers := self.text_and_answers(example)[1]:
+                best.append(_best(predicted, answers))
+        exact, overlap = 100.0 * np.sum(np.reshape(best, (-1, 2)), axis=0) / max(1, len(best))
+        return {"span_f1": float(overlap), "exact_match": float(exact)}
+
     def _of(self, example: int, first: int, last: int) -> tuple[float, float]:
         key = (example, first, last)  # many heads and epochs predict the same
         if key not in self._scored:

@@ -1,6 +1,6 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cache import Target
 from cache.targets import ranges, spans
+from pipeline import metrics
 from pipeline.answers import grader
 from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError, nearest
@@ -20,6 +21,7 @@ from pipeline.head import Head, Inputs
 from pipeline.labels import Labels, locate_labels
 from pipeline.metrics import Texts
 from pipeline.selection import KINDS
+from pipeline.tokens import Batch as RowBatch
 from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.tuning.backbone import Backbone
 
@@ -37,7 +39,7 @@ class Examples:
     task: int  # its number among the tasks that are learned together
     tokens: Tokens
     target: Target  # labels in the order of the rows
-    answers: tuple[tuple[int, ...], ...] = ()  # tokens that stand for each class, from text to text
+    answers: tuple[tuple[int, ...], ...] = ()  # tokens of what to say for each row, from text to text
     cut: int = 0  # answered rows whose answer stands in no token
 
     def __len__(self) -> int:
@@ -63,6 +65,19 @@ class Examples:
     def grader(self) -> Texts | None:
         """What scores answers and questions; one for all epochs, for it remembers what it has compared."""
         return grader(self.target, self.target.extra, self.tokens.n_words)
+
+    def scores(self, predictions: ndarray) -> dict[str, float]:
+        """All scores that apply, of one prediction for each unit."""
+        target = self.target
+        scores = metrics.report(
+            predictions=predictions[None],
+            gold=target.values,
+            names=target.names,
+            lengths=self.tokens.n_words if target.kind in ("tags", "choice") else None,
+            kind=target.kind,
+            answers=self.grader,
+        )
+        return {name: float(values[0]) for name, values in scores.items()}
 
     def sequence_lengths(self, rows: Int[ndarray, " chosen"]) -> Int[ndarray, " sequence"]:
         """Tokens of each sequence of some rows: of the rows, or of their options."""
@@ -123,9 +138,9 @@ class LabelledText:
         Raises:
             PipelineError: the split is not there, or none of its rows has a label.
         """
-        name, tokenizer = self.corpus.name, self.backbone.tokenizer
+        name = self.corpus.name
         batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
-        tokens = tokenize(tokenizer, batches, max_length=max_length)
+        tokens = read_tokens(self.backbone, batches, max_length=max_length)
         labels = self._located(split, max_length)
         cut = labels.cut.get(split, 0)
         found = Examples(task=task, tokens=tokens, target=labels.target(split), cut=cut)
@@ -141,6 +156,37 @@ class LabelledText:
         answers = {name: each for name, each in self.labels.answers.items() if name == split}
         labels = replace(self.labels, answers=answers)
         return locate_labels(self.corpus, labels, tokenizer=self.backbone.tokenizer, max_length=max_length)
+
+
+def read_tokens(backbone: Backbone, batches: Iterable[RowBatch], *, max_length: int) -> Tokens:
+    """Rows as the backbone takes them: from text to text, the options of a question are one text.
+
+    Raises:
+        PipelineError: as `pipeline.tokens.tokenize`.
+    """
+    if not backbone.text_to_text:
+        return tokenize(backbone.tokenizer, batches, max_length=max_length)
+    counts: list[int] = []
+
+    def joined() -> Iterator[RowBatch]:
+        for texts, pairs in batches:
+            if pairs is None or not len(pairs) or isinstance(pairs[0], str):
+                yield texts, pairs
+                continue
+            counts.extend(map(len, pairs))
+            yield texts, [numbered(options) for options in pairs]
+
+    tokens = tokenize(backbone.tokenizer, joined(), max_length=max_length)
+    return replace(tokens, n_words=np.array(counts, dtype=np.int32)) if counts else tokens
+
+
+def numbered(options: Sequence[str]) -> str:
+    """The options of a question as one text, each under the number it is chosen by.
+
+    >>> numbered(["the wind", "the rain"])
+    'option0: the wind option1: the rain'
+    """
+    return " ".join(f"option{number}: {option}" for number, option in enumerate(options))
 
 
 def row_reader(corpus: Corpus, split: str) -> Callable[[int, int], Any]:
@@ -242,12 +288,9 @@ def _part(
     examples: Examples, rows: ndarray, head: Head | None, places: ndarray, source: ndarray, share: float
 ) -> Part:
     """The labels of some rows, and which of their tokens the head and its decoder read."""
-    target, empty = examples.target, np.empty(0, dtype=np.int64)
+    target, empty = examples.target, torch.empty(0, dtype=torch.long)
     if head is None:
-        values = torch.from_numpy(target.values[rows])
-        return Part(
-            task=examples.task, inputs=None, places=_long(empty), labels=values, units=rows, share=share
-        )
+        return Part(task=examples.task, inputs=None, places=empty, labels=empty, units=rows, share=share)
     lengths = examples.tokens.length[rows]
     read, read_lengths = _chosen(examples.tokens, head.reads, source, lengths)
     seen, seen_lengths = _chosen(examples.tokens, head.decoder.tokens, source, lengths)
@@ -289,12 +332,8 @@ def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tu
 
 
 def _answers(picked: Picked, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """The tokens of each example's class, and its share in the loss of the step."""
-    known = [
-        examples.answers[label] if examples.answers and label >= 0 else ()
-        for examples, rows in picked
-        for label in examples.target.values[rows]
-    ]
+    """The tokens of what to say for each example, and its share in the loss of the step."""
+    known = [examples.answers[row] if examples.answers else () for examples, rows in picked for row in rows]
     padded = np.full((len(known), max(1, *map(len, known))), -100, dtype=np.int64)
     for row, answer in zip(padded, known, strict=True):
         row[: len(answer)] = answer

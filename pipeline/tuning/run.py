@@ -27,7 +27,8 @@ from pipeline.tuning.masked import MaskedText, start_from
 from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
 from pipeline.tuning.saved import open_partial
-from pipeline.tuning.verbalizer import spell, verbalize
+from pipeline.tuning.verbalizer import verbalize
+from pipeline.tuning.wording import KINDS, step_of
 
 Text = LabelledText | MaskedText
 """What a task learns from."""
@@ -178,7 +179,7 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         sources={name: list(prompt.shape) for name, prompt in sources.items()},
         result={},
     )
-    return tuned, run, _job(texts, tasks, backbone, asked.splits, max_length)
+    return tuned, run, _job(texts, tasks, tuned, asked.splits, max_length)
 
 
 def _text(asked: TaskAsked, corpus: Corpus, labels: Labels | None, backbone: Backbone) -> Text:
@@ -204,7 +205,7 @@ def _task(
         values=np.empty(0, np.int32),
         settings=labels.settings,
     )
-    head, texts = None, []
+    head, texts, step = None, [], None
     if not backbone.text_to_text:
         if asked.verbalizer:
             raise PipelineError("--verbalizer is for models from text to text; an encoder has a decoder")
@@ -218,6 +219,8 @@ def _task(
         )
     else:
         texts = _texts(asked, labels, whole)
+        if labels.kind == "float":
+            step = step_of(labels.values.get(whole.splits["train"], np.empty(0, np.float32)))
     name = Path(asked.data.rstrip("/")).name
     return TaskSpec(
         name=f"{name}.{labels.name}",
@@ -237,36 +240,45 @@ def _task(
         head=head,
         texts=tuple(texts),
         maskings=asked.maskings,
+        step=step,
     )
 
 
 def _texts(asked: TaskAsked, labels: Labels, whole: Asked) -> list[str]:
-    """The texts of the classes, for a model from text to text."""
-    if labels.kind != "class":
+    """The texts of the classes, for a model from text to text; none for other kinds."""
+    if labels.kind not in KINDS:
         raise PipelineError(
-            f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes here, use "
-            "an encoder such as BERT for it"
+            f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes, numbers, "
+            "answers and choices here, use an encoder such as BERT for it"
         )
     if whole.decoder is not None or whole.fusion != "last_layer":
         raise PipelineError(
             "--fusion and --decoder need an encoder; a model from text to text answers in words"
         )
-    return verbalize(labels.name, labels.names, asked.verbalizer)
+    if labels.kind == "class":
+        return verbalize(labels.name, labels.names, asked.verbalizer)
+    if asked.verbalizer:
+        raise PipelineError(
+            f"--verbalizer is for classes, target {labels.name!r} is {labels.kind}: leave it out"
+        )
+    return []
 
 
 def _job(
     texts: Sequence[Text],
     tasks: Sequence[TaskSpec],
-    backbone: Backbone,
+    tuned: Tuned,
     splits: Mapping[str, str],
     max_length: int,
 ) -> Job:
     read: dict[str, list[Examples]] = {"train": [], "dev": []}
     for number, (text, task) in enumerate(zip(texts, tasks, strict=True)):
-        answers = tuple(spell(backbone.tokenizer, task.target, task.texts)[0]) if task.texts else ()
         for role, found in read.items():
             examples = text.examples(splits[role], task=number, max_length=max_length)
-            found.append(replace(examples, answers=answers))
+            if task.head is None:
+                answers = tuned.wordings[number].answers(examples, tuned.backbone.tokenizer)
+                examples = replace(examples, answers=answers)
+            found.append(examples)
     return Job(
         train=read["train"],
         dev=read["dev"],

@@ -16,9 +16,8 @@ from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
 from pipeline.predict import Contexts, Rows
 from pipeline.results import finite
-from pipeline.tokens import tokenize
 from pipeline.tuning.build import open_run, target_of
-from pipeline.tuning.examples import Examples, LabelledText
+from pipeline.tuning.examples import Examples, LabelledText, read_tokens
 from pipeline.tuning.folder import TaskSpec, TunedRun, load
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.masked import MaskedText
@@ -112,10 +111,10 @@ class TunedPredictor:
         self.runs = [run]
 
     def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
-        """Each input as it is shown, with the first task's prediction; None where an answer is no class."""
+        """Each input as it is shown, with the first task's prediction; None where it cannot be read."""
         run, task = self.runs[0], self.runs[0].tasks[0]
-        tokens = tokenize(
-            self.tuned.backbone.tokenizer, [(rows.texts, rows.pairs)], max_length=run.source.max_length
+        tokens = read_tokens(
+            self.tuned.backbone, [(rows.texts, rows.pairs)], max_length=run.source.max_length
         )
         by_word = task.kind in ("tags", "choice")
         n_units = int(tokens.n_words.sum()) if by_word else len(tokens.length)
@@ -124,7 +123,7 @@ class TunedPredictor:
             empty = np.full(n_units, np.nan, np.float32)
         examples = Examples(task=0, tokens=tokens, target=replace(target_of(task), values=empty))
         guess: Any = predictions(self.tuned, examples)
-        if task.kind == "span":
+        if task.kind == "span" and not self.tuned.backbone.text_to_text:
             guess = self._answers(rows, guess)
         bounds = spans(tokens.n_words)
         for i, shown in enumerate(rows.shown):
@@ -142,9 +141,9 @@ def _named(task: TaskSpec, guess: Any) -> Any:
     if task.kind == "span":
         return guess
     if task.kind == "float":
-        return float(guess)
+        return None if np.isnan(guess) else float(guess)
     if task.kind == "choice":
-        return int(guess.argmax())
+        return int(guess.argmax()) if guess.any() else None
     if task.kind == "class":
         return task.names[guess] if guess >= 0 else None
     nothing = "O" if is_entity_scheme(task.names) else None
