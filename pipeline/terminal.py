@@ -13,11 +13,15 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import metrics
+
 CLIPPED_FRAC = 0.001
 """Share of states out of int8's range above which the user is warned."""
 
-_ERR = Console(stderr=True)
-_OUT = Console()
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+"""Words, paths and names are shown as they are: ``[b]`` and ``:x:`` are no commands."""
+_ERR = Console(stderr=True, **_PLAIN)
+_OUT = Console(**_PLAIN)
 _UNFOLDED = 10_000
 """Columns of what is no terminal: wider than any table."""
 
@@ -37,12 +41,12 @@ def size(n_bytes: int | float) -> str:
 
 def note(text: str) -> None:
     """One line on standard error."""
-    _ERR.print(text, highlight=False, markup=False, soft_wrap=True)
+    _ERR.print(text, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line on standard output."""
-    _OUT.print(text, highlight=False, markup=False, soft_wrap=True)
+    _OUT.print(text, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -60,7 +64,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
-    (_OUT if _OUT.is_terminal else Console(width=_UNFOLDED)).print(made)
+    (_OUT if _OUT.is_terminal else Console(width=_UNFOLDED, **_PLAIN)).print(made)
     say("")
 
 
@@ -101,7 +105,7 @@ class _Rate(ProgressColumn):
 def extraction_bar() -> Iterator[Callable[[Any], None]]:
     """A bar on standard error; gives the function that moves it (see `pipeline.stage.Progress`)."""
     bar = Progress(
-        TextColumn("{task.fields[split]}"),
+        TextColumn("{task.fields[split]}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[examples]:,}/{task.fields[n_examples]:,} examples"),
         _Rate(),
@@ -369,8 +373,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         settings.setdefault(tuple(row[name] for name in names), []).append(row)
-    lines = [_setting(group) for group in settings.values()]
-    lines.sort(key=lambda line: (line[0], -(line[5] if isinstance(line[5], float) else -1.0)))
+    lines = sorted(map(_setting, settings.values()), key=_rank)
     columns = ("target", "fusion", "setting", "heads", "metric", "dev", "± sd", "test", "parameters")
     table("", columns, lines)
     failed = [row for row in result["rows"] if row["status"] != "ok"]
@@ -398,6 +401,14 @@ def _setting(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
         mean(tests) if tests else "",
         first["parameters"],
     )
+
+
+def _rank(line: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Targets apart, then from the best dev score to the worst, then what failed."""
+    target, metric, dev = line[0], line[4], line[5]
+    if not isinstance(dev, float):
+        return target, True, 0.0
+    return target, False, -dev if metrics.higher_is_better(metric) else dev
 
 
 def show_comparison(result: Mapping[str, Any]) -> None:
