@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import metrics
+from pipeline.units import size
 
 CLIPPED_FRAC = 0.001
 """Share of states out of int8's range above which the user is warned."""
@@ -24,19 +25,6 @@ _ERR = Console(stderr=True, **_PLAIN)
 _OUT = Console(**_PLAIN)
 _UNFOLDED = 10_000
 """Columns of what is no terminal: wider than any table."""
-
-
-def size(n_bytes: int | float) -> str:
-    """A number of bytes for people.
-
-    >>> size(512), size(461_373_440)
-    ('512 B', '461.4 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} TB"
 
 
 def note(text: str) -> None:
