@@ -33,7 +33,7 @@ class HeadRates:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_seed("--seed", self.seed)
+        check_seed("--seed", self.seed)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise PipelineError(f"--lr {self.lr}: give a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -57,7 +57,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_seed("--data-seed", self.data_seed)
+        check_seed("--data-seed", self.data_seed)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
@@ -100,7 +100,12 @@ class Schedule:
         return linear_schedule(step, n_steps=n_steps, warmup_steps=warmup)
 
 
-def _check_seed(flag: str, seed: int) -> None:
+def check_seed(flag: str, seed: int) -> None:
+    """Checks the range of a seed.
+
+    Raises:
+        PipelineError: it is out of it.
+    """
     if not 0 <= seed <= MAX_SEED:
         raise PipelineError(f"{flag} {seed}: give 0 to {MAX_SEED}")
 

@@ -60,7 +60,7 @@ class Lab:
     out: Path
     encoder: str
     data: tuple[Data, ...]
-    banks: Path  # shared by experiments that are given the same folder
+    banks: Path | str  # a folder or a URL, shared by experiments that are given the same
     runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
     device: str = "auto"
@@ -89,7 +89,7 @@ class Lab:
             keep: which tokens are kept.
             choices: further arguments of `pipeline.extract.extract`.
         """
-        store = str(self.banks / f"{data.name}-{keep}")
+        store = f"{self.banks}/{data.name}-{keep}"
         corpus = load_corpus(data.path)
         encoder = open_encoder(
             self.encoder, revision=self.encoder_revision, precision="auto", store=store,
