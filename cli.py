@@ -58,8 +58,10 @@ def demo(
     out: Annotated[
         str, typer.Option(help="Folder for the data, the bank and the runs.")
     ] = "layerbank-demo",
-    epochs: Annotated[int, typer.Option(help="Epochs of each head.", min=1)] = 10,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the data.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each head; 10 by default.", min=1)] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the data, and 3 epochs unless --epochs is given.")
+    ] = False,
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -196,10 +198,12 @@ def plan(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a bank.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URL of a bank.")],
     store: Annotated[
         str,
-        typer.Argument(metavar="STORE", help="Folder of the bank to make; an unfinished one is continued."),
+        typer.Argument(
+            metavar="STORE", help="Folder or URL of the bank to make; an unfinished one is continued."
+        ),
     ],
     dtype: Annotated[
         flags.DType | None,
@@ -312,7 +316,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out) as log:
+    with tracking.tracked(track, out, note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,
@@ -429,13 +433,13 @@ def sweep(
         device=str(where),
     )
     workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
-    log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out))
+    log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out), note=terminal.note)
     with workers as client, log_of_sweep as log:
         result = module.sweep(
             plan,
             grid,
             out=out,
-            trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials else None,
+            trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials is not None else None,
             client=client,
             note=terminal.note,
             progress=terminal.stack_note,
@@ -483,7 +487,12 @@ def tune(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step, of all processes together.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Pieces of a step, one forward each.")] = 1,
-    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            help="Of the products, weights are float32; auto: bfloat16 where the device has units for it."
+        ),
+    ] = "float32",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a second forward.")
     ] = False,
@@ -509,10 +518,12 @@ def tune(
     """Trains through the encoder: what late fusion is compared with."""
     from pipeline import terminal, tracking
     from pipeline.device import pick_device, set_threads
+    from pipeline.precision import forward_precision
     from pipeline.tuning import run as module
     from pipeline.tuning.saved import is_begun
 
     set_threads(threads)
+    where = pick_device(device)
     first = module.TaskAsked(
         data=data,
         target=target,
@@ -545,7 +556,7 @@ def tune(
         warmup_steps=warmup_steps,
         batch_size=batch_size,
         accumulation=accumulation,
-        precision=precision,
+        precision=forward_precision(precision, where),
         checkpointing=gradient_checkpointing,
         patience=patience,
         seed=seed,
@@ -553,11 +564,9 @@ def tune(
     )
     first_process = os.environ.get("RANK", "0") == "0"  # torchrun starts one process a device
     tool = track if first_process else None
-    with tracking.tracked(tool, out, goes_on=is_begun(out)) as log:
+    with tracking.tracked(tool, out, goes_on=is_begun(out), note=terminal.note) as log:
         progress = tracking.epochs(log, terminal.epoch_note)
-        result = module.tune_run(
-            asked, plan, overwrite=overwrite, device=pick_device(device), progress=progress
-        )
+        result = module.tune_run(asked, plan, overwrite=overwrite, device=where, progress=progress)
         if first_process:
             tracking.finished(log, out)
     if first_process:
@@ -570,12 +579,14 @@ def evaluate(
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data for a run of tune.")] = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
+    encoder: Annotated[str | None, typer.Option(help="Where the encoder of a run of tune is now.")] = None,
+    trust_remote_code: flags.Trust = False,
     memory: flags.Memory = "4GiB",
     device: flags.Device = "auto",
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Scores a trained head on a split of a bank, or a run of tune on a split of its data."""
+    """Scores a head on a split of a bank, or a run of tune on its data; as precisely as it trained."""
     from pipeline import evaluate as module
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
@@ -586,10 +597,13 @@ def evaluate(
     if is_tuned(run):
         from pipeline.tuning import use
 
-        result = use.evaluate(run, split, store=store, data=data, device=pick_device(device))
+        choices: dict[str, Any] = {"encoder": encoder, "trust_remote_code": trust_remote_code}
+        result = use.evaluate(run, split, store=store, data=data, device=pick_device(device), **choices)
         return _print(result, as_json, terminal.show_scores)
     if data is not None:
         raise typer.BadParameter("--data is for runs of tune: name a bank by --store")
+    if encoder is not None:
+        raise typer.BadParameter("--encoder is for runs of tune: a head on a bank needs none")
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)
     result = module.evaluate(
@@ -664,7 +678,7 @@ def experiment(
     encoder: flags.Encoder,
     out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
     banks: Annotated[
-        str | None, typer.Option(help="Folder of banks, made where they lack; OUT/banks by default.")
+        str | None, typer.Option(help="Folder or URL of banks, made where they lack; OUT/banks by default.")
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
@@ -689,7 +703,7 @@ def experiment(
         out=Path(out),
         encoder=encoder,
         data=tuple(OnData.parse(one) for one in data),
-        banks=Path(banks or f"{out}/banks"),
+        banks=(banks or f"{out}/banks").rstrip("/"),
         encoder_revision=encoder_revision,
         device=device,
         precision=precision,

@@ -53,7 +53,7 @@ def evaluate(
     device: torch.device | None = None,
     memory_bytes: int = batches.MEMORY_BYTES,
 ) -> dict[str, Any]:
-    """Scores of a head.
+    """Scores of a head, computed in the precision that it was trained in.
 
     Args:
         run: the head.
@@ -75,7 +75,7 @@ def evaluate(
     where = device or torch.device("cpu")
     feeds = batches.Feeds(memory_bytes=memory_bytes, device=where)
     data = batches.load(part, run.head, run.spec.layers, target, feeds)
-    scores = metrics.report(**predictions(run.head.to(where), data), names=target.names)
+    scores = metrics.report(**predictions(run.head.to(where), data, run.precision), names=target.names)
     plain = {name: float(values[0]) for name, values in scores.items()}
     result = {
         "run": run.path,

@@ -1,6 +1,7 @@
 """The command `tune`, and its runs in the hands of the other commands."""
 
 import json
+import shutil
 
 import pytest
 import safetensors.torch
@@ -57,6 +58,10 @@ def test_a_run_from_the_command_line_and_back(folder):
     assert "% of all" in out
 
 
+RANDOM = ("--set", "transfer=false", "--set", "length=2")
+"""Options with which `attempt` needs no prompts."""
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
@@ -72,6 +77,9 @@ def test_a_run_from_the_command_line_and_back(folder):
         (["--fusion", "single_layer", "--set", "layer=9"], 1, "reads layer 9, the encoder has 0 to 3"),
         (["--dev-split", "nowhere"], 1, "no split 'nowhere'"),
         (["--max-length", "99"], 1, "--max-length 99: the encoder has 32 positions"),
+        (["--max-length", "0"], 1, "--max-length 0: the encoder adds 2 special tokens, give 3 or more"),
+        (["--method", "attempt", *RANDOM, "--set", "temperature=1000"], 1, "--set temperature=1000"),
+        (["--precision", "bf16"], 2, "bfloat16"),
     ],
 )
 def test_foreseen_faults_are_one_line(folder, flags, code, said):
@@ -91,6 +99,21 @@ def test_evaluate_takes_other_data_for_a_tuned_run_only(folder, tmp_path):
     code, _, err = call("evaluate", folder / "encoder", "--data", more)
     assert code == 2
     assert "--data is for runs of tune" in err
+    code, _, err = call("evaluate", folder / "data", "--encoder", folder / "encoder")
+    assert code == 2
+    assert "--encoder is for runs of tune" in err
+
+
+def test_evaluate_and_predict_take_the_encoder_s_new_place(folder, tmp_path):
+    tuning.data(tmp_path / "data")
+    shutil.copytree(folder / "encoder", tmp_path / "encoder")
+    assert tune(tmp_path, "run", "--method", "bitfit")[0] == 0
+    moved = (tmp_path / "encoder").rename(tmp_path / "moved")
+    asked = ["evaluate", tmp_path / "run", "--split", "dev", "--device", "cpu", "--threads", 1]
+    assert call(*asked)[0] == 1
+    assert call(*asked, "--encoder", moved, "--trust-remote-code")[0] == 0
+    asked = ["predict", tmp_path / "run", "open the door", "--device", "cpu", "--threads", 1]
+    assert call(*asked, "--encoder", moved, "--trust-remote-code")[0] == 0
 
 
 def test_runs_of_both_kinds_compared_and_a_mixture_on_a_tuned_encoder(folder, tmp_path):

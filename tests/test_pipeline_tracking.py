@@ -1,6 +1,7 @@
 """Tracking, read back with the trackers' own libraries."""
 
 import json
+import socket
 import sys
 import warnings
 
@@ -241,3 +242,50 @@ def test_another_place_is_taken_from_the_environment(folder, tmp_path, monkeypat
         log.scalars(1, {"loss": 2.0})
     assert "elsewhere" in runs_of(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def tracked_training(tmp_path, tool):
+    words = ["train", tiny.shared().path, "--target", "label", "--epochs", "3", "--threads", "1"]
+    return CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "r"), "--track", tool])
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "htp://nowhere"])
+def test_a_server_that_is_not_there_is_one_line(tmp_path, monkeypatch, uri):
+    with socket.socket() as bound:  # bound and not listening: connections are refused
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=bound.getsockname()[1]))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        done = tracked_training(tmp_path, "mlflow")
+    assert done.exit_code == 1
+    assert "MLFLOW_TRACKING_URI" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("the disk of the\ntracker is full")
+
+    monkeypatch.setattr(tracking._TensorBoard, "scalars", fails)
+    done = tracked_training(tmp_path, "tensorboard")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("the disk of the tracker is full") == 1
+    assert len(read_record(tmp_path / "r").lines) == 3
+
+
+def test_a_tracker_that_is_lost_with_one_head_is_not_asked_about_the_next(monkeypatch, tmp_path):
+    asked, notes = [], []
+
+    def fails(self, step, values):
+        asked.append(step)
+        raise OSError
+
+    monkeypatch.setattr(tracking._TensorBoard, "scalars", fails)
+    with tracking.tracked("tensorboard", str(tmp_path / "r"), note=notes.append) as log:
+        for step in (1, 2):
+            child = log.child(f"head-{step}")
+            child.scalars(step, {"loss": 1.0})
+            child.close()
+    assert asked == [1]
+    assert len(notes) == 1
+    assert "OSError" in notes[0]

@@ -1,6 +1,7 @@
 """The house of early fusion: batches, loss, loop, resuming, run folders."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_pieces_of_a_step_add_up_to_the_step(folder):
         plan = Plan(accumulation=pieces, batch_size=10, lr=1e-3)
         tuned, _, job = tuning.ready(folder, "fine_tune", "tags", plan=plan)
         tuned.eval()  # without dropout, which differs by piece
-        accelerator = make_accelerator(torch.device("cpu"), "no")
+        accelerator = make_accelerator(torch.device("cpu"), "float32")
         wrapped, optimizer = accelerator.prepare(tuned, make_optimizer(tuned, plan))
         trainer = _Trainer(wrapped, tuned, optimizer, job, plan, accelerator, Progress())
         loss, _ = trainer._step(np.arange(10))
@@ -173,12 +174,20 @@ def test_taken_folder_is_refused_and_may_be_replaced(folder):
 
 
 def test_mixed_precision_and_checkpointing_train(folder):
-    plan = {"precision": "bf16", "checkpointing": True, "accumulation": 2, "epochs": 1}
+    plan = {"precision": "bfloat16", "checkpointing": True, "accumulation": 2, "epochs": 1}
     result = tuning.run(folder, "fine_tune", "tags", out="bf16", plan=plan)
     plain = tuning.run(folder, "fine_tune", "tags", out="plain", plan={"epochs": 1})
     losses = [json.loads((folder / out / "metrics.jsonl").read_text())["loss"] for out in ("bf16", "plain")]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert result["steps"] == plain["steps"]
+
+
+def test_evaluate_computes_in_the_precision_of_the_run(folder, monkeypatch):
+    result = tuning.run(folder, "bitfit", "score", out="short", plan={"precision": "bfloat16", "epochs": 1})
+    asked = str(folder / "short"), "dev"
+    assert use.evaluate(*asked)["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-6)
+    monkeypatch.setattr(use, "products_in", lambda *_: nullcontext())
+    assert use.evaluate(*asked)["metrics"]["mse"] != pytest.approx(result["dev_metrics"]["mse"], rel=1e-6)
 
 
 def test_checkpointing_changes_no_gradient(folder):

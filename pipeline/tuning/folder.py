@@ -70,6 +70,7 @@ class TunedRun:
     tasks: tuple[TaskSpec, ...]
     sources: dict[str, list[int]]  # shapes of the source prompts, by name
     result: dict[str, Any]
+    precision: str = "float32"  # of the products
 
 
 def is_tuned(path: str) -> bool:
@@ -155,6 +156,7 @@ def load(path: str) -> tuple[TunedRun, dict[str, Tensor]]:
             tasks=tuple(_task(task) for task in config["tasks"]),
             sources=config["sources"],
             result=json.loads((folder / RESULT).read_text(encoding="utf-8")),
+            precision=config.get("plan", {}).get("precision", "float32"),
         )
         return run, safetensors.torch.load_file(str(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -13,6 +13,7 @@ from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
+from pipeline.precision import products_in
 from pipeline.predict import Rows
 from pipeline.results import finite
 from pipeline.tokens import tokenize
@@ -30,7 +31,9 @@ def evaluate(
     *,
     store: str | None = None,
     data: str | None = None,
+    encoder: str | None = None,
     device: torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Scores of a run on a split, as `pipeline.evaluate` gives them; of its first task.
 
@@ -39,7 +42,9 @@ def evaluate(
         split: one of the data's.
         store: refused: such a run goes through the encoder.
         data: other data of the same columns and classes; those it was trained on by default.
+        encoder: where the encoder is, if not where it was.
         device: where it computes, the CPU by default.
+        trust_remote_code: whether code that comes with the encoder may run.
 
     Raises:
         PipelineError: the run cannot be loaded, or the data does not fit it.
@@ -53,8 +58,9 @@ def evaluate(
     task = run.tasks[0]
     columns = {role: column for role, column in task.columns.items() if column is not None}
     corpus = load_corpus(data or task.data, revision=None if data else task.revision, **columns)
-    run, tuned = open_run(path, device=device)
-    scores = report(tuned, _examples(corpus, split, run, tuned, task))
+    run, tuned = open_run(path, encoder=encoder, device=device, trust_remote_code=trust_remote_code)
+    with products_in(run.precision, tuned.device):
+        scores = report(tuned, _examples(corpus, split, run, tuned, task))
     return dict(
         finite(
             {
