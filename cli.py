@@ -586,7 +586,10 @@ def evaluate(
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Scores a head on a split of a bank, or a run of tune on its data; as precisely as it trained."""
+    """Scores a trained head on a split of a bank, or a run of tune on a split of its data.
+
+    It computes in the precision that the run was trained in.
+    """
     from pipeline import evaluate as module
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
