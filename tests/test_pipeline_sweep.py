@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow.parquet
@@ -9,12 +10,12 @@ import pytest
 import tiny
 
 from cache import Split
-from pipeline import runner, train
+from pipeline import fitting, runner, train
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import load_run
-from pipeline.runner import Plan, Runner
+from pipeline.runner import Plan, Runner, lots_of
 from pipeline.sweep import sweep
 from pipeline.train import fit
 
@@ -205,6 +206,65 @@ def test_rungs_let_the_worse_half_leave(tmp_path):
     for a, b in zip(rows, full, strict=True):
         if a["status"] == "ok":  # in smaller company the same head
             assert a["dev"] == pytest.approx(b["dev"], abs=2)
+
+
+RANKED = Grid(
+    targets=["label"], fusions=["linear"], lr=[1e-2, 1e-6, 2e-2], seeds=4, options={"hidden": ["4"]}
+)
+RUNGS = Schedule(epochs=4, rungs=(1, 3))
+
+
+@cache
+def memory_of_four():
+    """The memory that holds four heads of these twelve."""
+    return whole_at(RANKED, 3)
+
+
+@pytest.fixture
+def pairs_at_once(monkeypatch):
+    """Heads are computed two at a time, so that a stack in pieces of four has the groups of a whole one."""
+    few = memory_of_four()
+    monkeypatch.setattr(runner, "GROUP", 2)
+    monkeypatch.setattr(fitting, "GROUP", 2)
+    return few
+
+
+def test_rungs_rank_the_pieces_of_a_stack_as_one(pairs_at_once, tmp_path):
+    notes = []
+    apart = run(tmp_path / "a", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS, note=notes.append)
+    assert any("12 heads do not fit --memory, 4 at a time" in note for note in notes)
+    together = run(tmp_path / "b", RANKED, schedule=RUNGS)
+    assert rows_of(apart) == rows_of(together)
+    left = [row["lr"] for row in apart["rows"] if row["status"] == "left after epoch 1"]
+    assert len(left) == 6
+    assert left.count(1e-2) == 0  # ranked alone, that piece would have lost two
+
+
+@pytest.mark.parametrize("n_epochs", [5, -1])
+def test_killed_sweep_of_ranked_pieces_goes_on(n_epochs, pairs_at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHECKPOINT_S", 0)
+    whole = run(tmp_path / "whole", RANKED, schedule=RUNGS)
+    epochs = [row["epochs"] for row in whole["rows"]]
+    n_calls = sum(max(epochs[k : k + 4]) for k in (0, 4, 8))
+    with monkeypatch.context() as patch:
+        before = kill_after(patch, n_epochs % n_calls)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS)
+    after = kill_after(monkeypatch, 99)
+    again = run(tmp_path / "cut", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS)
+    assert rows_of(again) == rows_of(whole)
+    # A piece that was done is looked at again, for the ranking, from its last checkpoint.
+    assert len(before) + len(after) == n_calls
+    assert not list((tmp_path / "cut" / "stacks").glob("*.safetensors"))
+
+
+def test_ranked_pieces_need_no_folder_for_checkpoints(pairs_at_once, tmp_path):
+    plan = Plan(store=tiny.shared().path, schedule=RUNGS, memory_bytes=pairs_at_once)
+    alone = Runner(plan)
+    [stack] = RANKED.stacks(RANKED.shapes(tiny.shared(), "train"))
+    [lot] = lots_of(alone.fitting(stack), RUNGS)
+    found = [head.status for outcome in alone.train(lot) for head in outcome.trained]
+    assert found == [row["status"] for row in run(tmp_path / "b", RANKED, schedule=RUNGS)["rows"]]
 
 
 def test_rungs_out_of_range_are_refused():
