@@ -42,7 +42,7 @@ class Plan:
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
     )
-    memory_bytes: int = batches.MEMORY_BYTES
+    memory_bytes: int | None = None  # for states and heads, half each; by the device if None
     device: str = "cpu"
     train_on: tuple[Piece, ...] = ()  # takes the place of the train split
     depth: int | None = None  # number of the layer that stands for the encoder's last
@@ -110,7 +110,7 @@ class Runner:
         """
         goal = self.check(stack)
         head = build_head(goal.spec, seed=0)
-        memory_bytes = self.plan.memory_bytes // 2  # the other half is for states
+        memory_bytes = self._feeds.budget_bytes // 2  # the other half is for states
         size = stack_size(goal, head, self._batch_tokens(stack, head), memory_bytes)
         if size < len(stack.rates):
             if self.device.type == "cpu" and size > GROUP:
@@ -152,7 +152,7 @@ class Runner:
             n_heads, tokens = len(stack.rates), self._batch_tokens(stack, heads[stack])
             weights += n_heads * weight_bytes(heads[stack])
             vectors.append(min(n_heads, GROUP) * vector_bytes(goals[stack], tokens))
-            if wave and weights + sum(sorted(vectors)[-at_work:]) > self.plan.memory_bytes // 2:
+            if wave and weights + sum(sorted(vectors)[-at_work:]) > self._feeds.budget_bytes // 2:
                 yield wave
                 wave, weights, vectors = [], n_heads * weight_bytes(heads[stack]), vectors[-1:]
             wave.append(stack)

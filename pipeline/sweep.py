@@ -145,7 +145,8 @@ class _Keeper:
             raise PipelineError(f"{path} is damaged: remove it and run the same sweep again") from error
 
     def _keep(self, outcome: Outcome) -> None:
-        rows = [_row(outcome, k) for k in range(len(outcome.trained))]
+        shared = _shared(self.runner.plan)
+        rows = [_row(outcome, k) | shared for k in range(len(outcome.trained))]
         if self.keep_heads:
             self._keep_best(outcome)
         self.finished(outcome)
@@ -207,8 +208,17 @@ def best_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return best
 
 
+def _shared(plan: Plan) -> dict[str, Any]:
+    """What decides every head of a sweep alike; `epochs` of a row are those that the head took."""
+    asked = asdict(plan.schedule)
+    del asked["batch_size"]  # an axis of the grid
+    listed = {name: ",".join(map(str, asked.pop(name))) or None for name in ("rungs", "dev_epochs")}
+    splits = {f"{role}_split": name for role, name in plan.splits.items()}
+    return {"epochs_asked": asked.pop("epochs"), **asked, **listed, **splits, "depth": plan.depth}
+
+
 def _row(outcome: Outcome, k: int) -> dict[str, Any]:
-    """All flags, scores and costs of one head."""
+    """Its own flags, scores and costs of one head."""
     stack, goal, trained = outcome.stack, outcome.goal, outcome.trained[k]
     shape, test = stack.shape, outcome.test[k]
     parameters, fusion_parameters = trained.head.n_parameters()
