@@ -60,6 +60,30 @@ def test_results_are_a_table_and_the_best_head_of_each_shape_a_run(tmp_path):
     assert best.result["dev"] == max(row["dev"] for row in table)
 
 
+def test_a_row_has_all_that_decides_a_head_and_its_own_share_of_the_time(tmp_path, monkeypatch):
+    schedule = Schedule(
+        epochs=4, warmup_frac=0.2, patience=9, data_seed=7, rungs=(1, 3), precision="float32"
+    )
+    real = train.train_epoch
+
+    def twelve_seconds(fittings, epoch):
+        return [12.0 for _ in real(fittings, epoch)]
+
+    monkeypatch.setattr(train, "train_epoch", twelve_seconds)
+    result = run(tmp_path / "s", RANKED, schedule=schedule)
+    rows = pyarrow.parquet.read_table(result["results"]).to_pylist()
+    asked = {
+        "epochs_asked": 4, "warmup_frac": 0.2, "patience": 9, "data_seed": 7, "rungs": "1,3",
+        "precision": "float32", "train_split": "train", "dev_split": "dev", "test_split": "test",
+    }  # fmt: skip
+    assert all(asked.items() <= row.items() for row in rows)
+    # An epoch of twelve heads, two of six, one of three.
+    share = {1: 12 / 12, 3: 12 / 12 + 2 * 12 / 6, 4: 12 / 12 + 2 * 12 / 6 + 12 / 3}
+    assert sorted(row["epochs"] for row in rows) == [1] * 6 + [3] * 3 + [4] * 3
+    assert [row["seconds"] for row in rows] == pytest.approx([share[row["epochs"]] for row in rows])
+    assert sum(row["seconds"] for row in rows) == pytest.approx(4 * 12)
+
+
 def test_single_layer_without_a_layer_is_a_probe_of_every_layer(tmp_path):
     result = run(tmp_path / "s", Grid(targets=["label"], fusions=["single_layer"], seeds=2))
     layers = sorted(json.loads(row["options"])["layer"] for row in result["rows"])
