@@ -293,7 +293,7 @@ def train(
     train_split: flags.TrainSplit = "train",
     dev_split: flags.DevSplit = "dev",
     overwrite: flags.Overwrite = False,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     track: flags.Track = None,
     device: flags.Device = "auto",
@@ -357,6 +357,14 @@ def sweep(
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value,value.")
     ] = None,
+    crf: Annotated[
+        str | None,
+        typer.Option(help="Taggers without or with a linear-chain CRF: false,true. As --set crf=."),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="Classifiers' poolings of tokens: first,mean,max. As --set pooling=."),
+    ] = None,
     lr: Annotated[str, typer.Option(help="Learning rates; 1e-4..1e-2 is a range to search.")] = "1e-3",
     weight_decay: Annotated[str, typer.Option(help="Weight decays.")] = "0.01",
     dropout: Annotated[str | None, typer.Option(help="Dropout rates of the decoder.")] = None,
@@ -381,7 +389,7 @@ def sweep(
     train_split: flags.TrainSplit = "train",
     dev_split: Annotated[str, typer.Option(help="Split to choose by.")] = "dev",
     test_split: Annotated[str, typer.Option(help="Split to score at the end.")] = "test",
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     scheduler: flags.Scheduler = None,
     track: flags.Track = None,
@@ -406,10 +414,7 @@ def sweep(
         targets=flags.listed(target, "--target", str),
         fusions=flags.listed(fusion, "--fusion", str),
         decoders=flags.listed(decoder, "--decoder", str) if decoder else (None,),
-        options={
-            name: flags.listed(value, f"--set {name}", str)
-            for name, value in flags.settings(options).items()
-        },
+        options=flags.option_axes(options, crf=crf, pooling=pooling),
         lr=flags.axis(lr, "--lr"),
         weight_decay=flags.axis(weight_decay, "--weight-decay"),
         dropout=flags.axis(dropout, "--dropout") if dropout else (None,),
@@ -581,7 +586,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     encoder: Annotated[str | None, typer.Option(help="Where the encoder of a run of tune is now.")] = None,
     trust_remote_code: flags.Trust = False,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     device: flags.Device = "auto",
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
@@ -687,7 +692,7 @@ def experiment(
         list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
     ] = None,
     encoder_revision: flags.EncoderRevision = None,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     device: flags.Device = "auto",
     threads: flags.Threads = None,
@@ -741,7 +746,7 @@ def analyze(
     ] = 50_000,
     encoder: flags.EncoderNow = None,
     trust_remote_code: flags.Trust = False,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     device: flags.Device = "auto",
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,

@@ -51,7 +51,7 @@ def evaluate(
     split: str,
     *,
     device: torch.device | None = None,
-    memory_bytes: int = batches.MEMORY_BYTES,
+    memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Scores of a head, computed in the precision that it was trained in.
 
@@ -60,7 +60,7 @@ def evaluate(
         bank: of the same encoder; not necessarily the one the head was trained on.
         split: one of the bank's.
         device: where the head computes, the CPU by default.
-        memory_bytes: states that take more than half of it are streamed.
+        memory_bytes: states that take more than half of it are streamed; by the device if None.
 
     Returns:
         `run`, `split`, `metric`, `score` and all `metrics`, in percent.

@@ -62,7 +62,11 @@ Track = Annotated[
 # Where and how.
 
 Memory = Annotated[
-    str, typer.Option(help="For states and heads, half each, such as 512MiB or 8GiB; more is streamed.")
+    str | None,
+    typer.Option(
+        help="For states and heads, half each, such as 512MiB; more is streamed. 4GiB by default, "
+        "on a GPU most of what it has free."
+    ),
 ]
 Scheduler = Annotated[
     str | None,
@@ -116,8 +120,10 @@ def axis(text: str, flag: str) -> Any:
     return Range(listed(low, flag, float)[0], listed(high, flag, float)[0])
 
 
-def size_bytes(text: str) -> int:
-    """A size such as 512MiB or 4GiB."""
+def size_bytes(text: str | None) -> int | None:
+    """A size such as 512MiB or 4GiB; None where none was given."""
+    if text is None:
+        return None
     units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
     for unit, factor in units.items():
         number = text.removesuffix(unit)
@@ -132,6 +138,15 @@ def task(text: str, place: str = "data") -> dict[str, Any]:
     if not (where and colons and target):
         raise typer.BadParameter(f"--task {text}: give {place.upper()}::TARGET")
     return {place: where, "target": target}
+
+
+def option_axes(options: list[str] | None, **short: Any) -> dict[str, list[str]]:
+    """The values of each hyper-parameter: ``--set name=a,b`` and the flags that are short for it."""
+    flag_of = {name: f"--{name}" for name, text in short.items() if text is not None}
+    return {
+        name: listed(text, flag_of.get(name, f"--set {name}"), str)
+        for name, text in settings(options, **short).items()
+    }
 
 
 def settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Epoch:
     epoch: int  # from 1
     loss: float  # mean training loss of a batch
     dev: dict[str, float]  # empty where dev was not scored
-    seconds: float  # training alone
+    seconds: float  # training alone; of a stack, the head's share
     lr: float  # at the last step
 
 
@@ -143,6 +143,11 @@ class Trained:
     def dev(self) -> float:
         """The dev score of the best epoch; NaN for a head that failed before it had one."""
         return self.epochs[self.best_epoch - 1].dev[self.metric] if self.best_epoch else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """What its epochs took, training alone."""
+        return sum(line.seconds for line in self.epochs)
 
     def check(self) -> None:
         """Refuses a head that failed.

@@ -351,7 +351,7 @@ def stack_note(epoch: int, lines: Sequence[Any]) -> None:
         metric, score = next(iter(line.dev.items()))
         seen.setdefault(metric, []).append(score)
     ranges = [f"dev {name} {min(values):.2f} to {max(values):.2f}" for name, values in seen.items()]
-    seconds = sum({line.seconds for line in running})
+    seconds = sum(line.seconds for line in running)
     note(f"epoch {epoch}: {len(running)} heads, {', '.join(ranges)}, {seconds:.2f} s")
 
 

@@ -302,7 +302,7 @@ def heads(log: Log) -> Callable[[Outcome], None]:
             asked |= {"decoder": outcome.goal.spec.decoder, "batch_size": shape.batch_size}
             asked |= {**dict(shape.options), **asdict(rates)}
             parameters, _ = trained.head.n_parameters()
-            scores = {"dev": trained.dev, "parameters": parameters, "seconds": outcome.seconds}
+            scores = {"dev": trained.dev, "parameters": parameters, "seconds": trained.seconds}
             scores |= {f"test/{name}": value for name, value in test.items()}
             child.settings({**asked, "status": trained.status}, _finite(scores))
             child.close()

@@ -688,6 +688,22 @@ def test_wrong_file_of_a_sweep(work, text, said):
     assert not (work.folder / "w").exists()
 
 
+def test_sweep_has_axes_of_pooling_and_crf(work):
+    asked = ["sweep", work.store, "--target", "intent,tags", "--fusion", "linear", "--epochs", 1]
+    given = ["--pooling", "first,mean", "--crf", "false,true"]
+    found = succeed(*asked, *given, "--out", work.folder / "a")["rows"]
+    assert sorted(row["options"] for row in found) == [
+        '{"crf": "false"}',
+        '{"crf": "true"}',
+        '{"pooling": "first"}',
+        '{"pooling": "mean"}',
+    ]
+    by_set = ["--set", "pooling=first,mean", "--set", "crf=false,true"]
+    again = succeed(*asked, *by_set, "--out", work.folder / "b")["rows"]
+    assert [row["dev"] for row in found] == [row["dev"] for row in again]
+    fails([*asked, "--pooling", "median", "--out", work.folder / "x"], "pooling", "median")
+
+
 def test_sweep_with_rungs_and_with_trials(work):
     asked = ["sweep", work.store, "--target", "intent", "--fusion", "linear,average", "--epochs", 3]
     found = succeed(*asked, "--seeds", 4, "--rungs", "1,2", "--out", work.folder / "rungs")

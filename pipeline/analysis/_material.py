@@ -13,7 +13,6 @@ from cache import Bank, Split, open_bank
 from cache.bank import is_bank
 from cache.store import local_path
 from pipeline import parts
-from pipeline.batches import MEMORY_BYTES
 from pipeline.errors import PipelineError, nearest
 from pipeline.fusions._base import Fusion
 from pipeline.records import Record, find_runs, read_record
@@ -37,7 +36,7 @@ class Material:
     tokens: int = 0  # of a bank; at least so many are compared, by whole blocks; 0 for all
     encoder: str | None = None  # where it is now
     trust_remote_code: bool = False
-    memory_bytes: int = MEMORY_BYTES
+    memory_bytes: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     note: Callable[[str], None] = lambda _: None
 

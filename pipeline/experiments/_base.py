@@ -68,7 +68,7 @@ class Lab:
     encoder_revision: str | None = None
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
-    memory_bytes: int = 4 * 2**30
+    memory_bytes: int | None = None  # by the device
     note: Callable[[str], None] = field(default=lambda _: None)
     lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
 
