@@ -264,7 +264,8 @@ def show_tuned(result: Mapping[str, Any]) -> None:
 def show_scores(result: Mapping[str, Any]) -> None:
     """The scores of a head on a split."""
     scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
-    say(f"{result['run']} on {result['split']}: {scores}")
+    task = f", {result['task']}," if "task" in result else ""
+    say(f"{result['run']}{task} on {result['split']}: {scores}")
 
 
 def show_bank(result: Mapping[str, Any]) -> None:
@@ -404,7 +405,7 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     """Runs side by side, best first."""
     rows = [
         (
-            run["run"],
+            f"{run['run']}, {run['task']}" if run["task"] else run["run"],
             run["method"],
             "" if run["dev"] is None else run["dev"],
             run["parameters"],
