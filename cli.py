@@ -738,7 +738,7 @@ def analyze(
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Shows which layers heads use, what each layer knows, how alike layers are, which sources count."""
+    """Shows which layers heads use, what each knows, how alike they are, and which sources tasks mix."""
     from pipeline import terminal
     from pipeline.analysis._base import analyze as run
     from pipeline.device import pick_device, set_threads

@@ -253,12 +253,18 @@ def show_tasks(result: Mapping[str, Any]) -> None:
 def show_tuned(result: Mapping[str, Any]) -> None:
     """A run through the encoder."""
     say(
-        f"{result['run']}: {result['method']} on {result['target']}, dev {result['metric']} "
+        f"{result['run']}: {result['method']} on {_learned(result)}, dev {result['metric']} "
         f"{_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
         f"{result['parameters']:,} parameters ({100 * result['trainable_frac']:.3g} % of all), "
         f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
         f"{result['seconds']:.1f} s"
     )
+
+
+def _learned(result: Mapping[str, Any]) -> str:
+    """The target of a run; of one of several tasks each with its data."""
+    tasks = result.get("tasks", ())
+    return ", ".join(tasks) if len(tasks) > 1 else str(result["target"])
 
 
 def show_scores(result: Mapping[str, Any]) -> None:
@@ -343,7 +349,9 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
-        (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)
+        (run["run"], run["error"], *[""] * 5)
+        if "error" in run
+        else tuple({**run, "target": _learned(run)}[name] for name in names)
         for run in result["runs"]
     ]
     if runs:
