@@ -56,12 +56,11 @@ def of_one_target(
 
     Args:
         records: task by task, at least one.
-        target: its name, or DATA.TARGET of one task; the one that all runs have if None. Where there is
-            none, the first task of each run.
-        cure: what the user may do where several are meant.
+        target: its name, or DATA.TARGET of one task; the one that all runs have if None.
+        cure: what the user may do where that is none, or one of several.
 
     Raises:
-        PipelineError: no run has the target, or which one is meant is open.
+        PipelineError: no run has the target, or no one target is that of all runs.
     """
     if target is not None:
         found = [record for record in records if target in (record.target, record.task)]
@@ -76,7 +75,18 @@ def of_one_target(
     if len(common) > 1:
         names = ", ".join(sorted(common))
         raise PipelineError(f"all these runs have learned {names}: {cure}")
-    return [r for r in records if r.target in common] or [run[0] for run in runs.values()]
+    if not common:
+        one = records[0]
+        other = next(run[0] for run in runs.values() if one.target not in {r.target for r in run})
+        raise PipelineError(f"{_both(one, other)}: compare runs of one target, or {cure}")
+    return [record for record in records if record.target in common]
+
+
+def _both(one: Record, other: Record) -> str:
+    return (
+        f"{one.path} learns {one.target!r} ({one.kind_of_target}), {other.path} learns {other.target!r} "
+        f"({other.kind_of_target})"
+    )
 
 
 def compare_records(records: Sequence[Record]) -> dict[str, Any]:
@@ -127,10 +137,7 @@ def curves_of(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _check_alike(one: Record, other: Record) -> None:
     if (one.target, one.kind_of_target) != (other.target, other.kind_of_target):
-        raise PipelineError(
-            f"{one.path} learns {one.target!r} ({one.kind_of_target}), {other.path} learns "
-            f"{other.target!r} ({other.kind_of_target}): compare runs of one target"
-        )
+        raise PipelineError(f"{_both(one, other)}: compare runs of one target")
     if set(one.classes) != set(other.classes):
         odd = sorted(set(one.classes) ^ set(other.classes))[0]
         raise PipelineError(

@@ -195,6 +195,9 @@ def test_every_task_that_was_learned_together_is_a_row_of_its_target(pair, tmp_p
     assert {row["task"] for row in compare([both], "label")["runs"]} == {"en.label", "de.label"}
     with pytest.raises(PipelineError, match="have learned label, topic: name one by --target"):
         compare([both])
+    other = write(tmp_path / "other", scores=[1.0], seconds=[1], target="topic")
+    with pytest.raises(PipelineError, match=r"late learns 'label' .*other learns 'topic'"):
+        compare([*pair, both, other])
     with pytest.raises(PipelineError, match="--target lable: no run has learned it: did you mean 'label'"):
         compare([both], "lable")
 
@@ -213,7 +216,7 @@ def test_other_encoders_are_told_of(pair, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target": "intent"}, "compare runs of one target"),
+        ({"target": "intent"}, "compare runs of one target, or name one by --target"),
         ({"kind": "float", "classes": []}, "compare runs of one target"),
         ({"classes": [*CLASSES[1:], "black"]}, "'black' is of one alone): compare runs on one data set"),
         ({"metric": "macro_f1"}, "train both with the same --metric"),

@@ -28,10 +28,13 @@ class Sources(Question):
 
     def lacks(self, material: Material) -> str:
         """Runs that have noted a_j."""
-        if material.by not in (None, "class"):
-            return f"--by {material.by}: sources are mixed for whole examples, give --by class"
         if noting(material):
-            return ""
+            whole = material.by in (None, "class")
+            return (
+                ""
+                if whole
+                else f"--by {material.by}: sources are mixed for whole examples, give --by class"
+            )
         stacked = [record.path for record in material.records if record.method == "mixture"]
         if stacked:
             return (
