@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 import tiny
 import tuning
@@ -13,7 +14,7 @@ import tuning
 from pipeline.analysis._base import analyze
 from pipeline.attentions import read_shares
 from pipeline.errors import PipelineError
-from pipeline.findings import load
+from pipeline.findings import load, save_figure
 from pipeline.job import HeadRates, Schedule
 from pipeline.multitask_run import BankTarget, train_tasks_run
 from pipeline.run import train_run
@@ -22,21 +23,36 @@ from pipeline.tuning.run import TaskAsked
 PLAN = {"epochs": 1, "batch_size": 16}
 SMALL = {"size": 4, "temperature": -3.0}
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves the pictures out, for speed; the charts are written all the same."""
+    monkeypatch.setattr("pipeline.findings.save_figure", lambda *_: [])
+
 
 @pytest.fixture(scope="module")
 def early(tmp_path_factory):
-    """Two source prompts; two seeds of ATTEMPT on one task, a run of two tasks, and one of bitfit."""
+    """Prompts a, of a run, and b; two seeds of ATTEMPT from them on one task, and a run of two tasks."""
     folder = tmp_path_factory.mktemp("early")
-    for k, name in enumerate(("a", "b")):
-        choices = {"plan": {**PLAN, "seed": k}, "options": {"length": 3}}
-        tuning.run(folder, "prompt_tuning", out=f"prompts/{name}", **choices)
+    tuning.run(folder, "prompt_tuning", out="prompts/a", plan=PLAN, options={"length": 3})
+    prompts = folder / "prompts"
+    rewritten(prompts / "a" / "prompt.safetensors", prompts / "b.safetensors", np.negative)
     choices = {"prompts": str(folder / "prompts"), "options": SMALL}
     for seed in (0, 1):
         tuning.run(folder, "attempt", out=f"intent-{seed}", plan={**PLAN, "seed": seed}, **choices)
     tags = [TaskAsked(data=str(folder / "data"), target="tags")]
     tuning.run(folder, "attempt", out="both", plan=PLAN, further=tags, **choices)
-    tuning.run(folder, "bitfit", out="bitfit", plan=PLAN)
     return folder
+
+
+def rewritten(file, to, change=lambda values: values, **metadata):
+    """A copy of a safetensors file with other values, or other metadata."""
+    with safetensors.safe_open(str(file), "numpy") as opened:
+        tensors = {name: change(opened.get_tensor(name)) for name in opened.keys()}  # noqa: SIM118
+        known = opened.metadata()
+    safetensors.numpy.save_file(tensors, str(to), {**known, **metadata})
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +158,11 @@ def test_heads_of_a_mixture_and_prompts_are_one_matrix(late, early, tmp_path):
         assert cells["bank.label", source]["attention_sd"] == pytest.approx(
             means[:, k].std(ddof=1), abs=1e-6
         )
-    drawn = load(str(tmp_path))[0].figures[0].chart
-    assert '"sort": ["a", "b", "one", "two", "its own"]' in json.dumps(drawn)
+    drawn = load(str(tmp_path))[0].figures[0]
+    assert '"sort": ["a", "b", "one", "two", "its own"]' in json.dumps(drawn.chart)
+    assert '"labelAngle": -40' in json.dumps(drawn.chart)  # level, the names would run into one another
+    picture = Path(save_figure(drawn, str(tmp_path))[0]).read_text()
+    assert all(f">{text}<" in picture for text in ("bank.label", "data.intent", "its own"))
     rows = [row for row in rows_of(result, "sources-by-class") if row["target"] == "bank.label"]
     gold = np.array([row.label for row in tiny.examples("dev")])
     gold[4] = -1  # has no label
@@ -202,27 +221,27 @@ def test_data_that_has_changed_is_told(early, tmp_path):
 
 
 def test_runs_that_mix_nothing_are_told_of(early, tmp_path):
-    runs = [str(early / "intent-0"), str(early / "bitfit")]
+    runs = [str(early / "intent-0"), str(early / "prompts" / "a")]
     result = analyze(runs, out=str(tmp_path), split="test")
     assert result["what"] == ["sources"]
-    assert any("bitfit mixes no source prompts" in note for note in result["notes"])
+    assert any("/a mixes no source prompts" in note for note in result["notes"])
     assert any("is that of split dev" in note for note in result["notes"])
 
 
 def test_tuned_runs_beside_heads_are_told_of_where_they_have_no_part(early, late, tmp_path):
-    runs = [str(early / "bitfit"), str(late / "heads" / "one")]
+    runs = [str(early / "prompts" / "a"), str(late / "heads" / "one")]
     result = analyze(runs, out=str(tmp_path), what=["attention"])
-    assert any("bitfit was trained through the encoder" in note for note in result["notes"])
+    assert any("/a was trained through the encoder" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize(
     ("runs", "choices", "said"),
     [
-        (["bitfit"], {}, "bitfit was trained through the encoder by 'layerbank tune'.*; no run that mixes"),
+        (["prompts/a"], {}, "/a was trained through the encoder by 'layerbank tune'.*; no run that mixes"),
         (["intent-0"], {"what": ["attention"]}, "--what attention: .* was trained through the encoder"),
         (["intent-0"], {"what": ["similarity"]}, "--what similarity: .* was trained through the encoder"),
-        (["both", "bitfit"], {"what": ["probes"]}, "both and 1 more were trained through the encoder"),
-        (["bitfit"], {"what": ["sources"]}, "name runs of 'layerbank tune --method attempt'"),
+        (["both", "prompts/a"], {"what": ["probes"]}, "both and 1 more were trained through the encoder"),
+        (["prompts/a"], {"what": ["sources"]}, "name runs of 'layerbank tune --method attempt'"),
         (["intent-0"], {"by": "kind"}, "--by kind: sources are mixed for whole examples, give --by class"),
     ],
 )
@@ -234,11 +253,11 @@ def test_what_cannot_be_answered_is_one_line(early, tmp_path, runs, choices, sai
 
 
 def test_runs_of_one_task_with_other_sources_are_refused(early, tmp_path):
-    tuning.run(
-        early, "attempt", out="single", plan=PLAN, prompts=str(early / "prompts"), options={"single": "b"}
-    )
+    other = shutil.copytree(early / "intent-1", tmp_path / "other")
+    names = {"data.intent": json.dumps(["a", "c", "data.intent"])}
+    rewritten(other / "attentions.safetensors", other / "attentions.safetensors", **names)
     with pytest.raises(PipelineError, match="mix other sources for one task: analyze each alone"):
-        analyze([str(early / "intent-0"), str(early / "single")], out=str(tmp_path), what=["sources"])
+        analyze([str(early / "intent-0"), str(other)], out=str(tmp_path / "out"), what=["sources"])
 
 
 def test_spoilt_attentions_are_one_line(early, tmp_path):
