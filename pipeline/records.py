@@ -159,6 +159,8 @@ def _each_task(
     Their scores are noted as TASK.METRIC; they become METRIC, as in a run of one task.
     """
     tasks = config["tasks"]
+    if not tasks:
+        raise ValueError("no task")
     for task in tasks:
         if len(tasks) == 1:
             yield task, result, lines

@@ -228,6 +228,17 @@ def test_runs_that_mix_nothing_are_told_of(early, tmp_path):
     assert any("is that of split dev" in note for note in result["notes"])
 
 
+def test_heads_of_a_sweep_are_told_of(late, tmp_path):
+    shutil.copytree(late / "mixture-0", tmp_path / "swept")
+    (tmp_path / "swept" / "attentions.safetensors").unlink()
+    swept = str(tmp_path / "swept")
+    with pytest.raises(PipelineError, match="swept is a head of a sweep, which notes no shares: train it"):
+        analyze([swept], out=str(tmp_path / "out"), what=["sources"])
+    result = analyze([swept, str(late / "mixture-1")], out=str(tmp_path / "out"), what=["sources"])
+    assert any("swept is a head of a sweep" in note for note in result["notes"])
+    assert {row["runs"] for row in rows_of(result, "sources")} == {1}
+
+
 def test_tuned_runs_beside_heads_are_told_of_where_they_have_no_part(early, late, tmp_path):
     runs = [str(early / "prompts" / "a"), str(late / "heads" / "one")]
     result = analyze(runs, out=str(tmp_path), what=["attention"])

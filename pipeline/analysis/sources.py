@@ -28,22 +28,14 @@ class Sources(Question):
 
     def lacks(self, material: Material) -> str:
         """Runs that have noted a_j."""
-        if noting(material):
-            whole = material.by in (None, "class")
-            return (
-                ""
-                if whole
-                else f"--by {material.by}: sources are mixed for whole examples, give --by class"
+        if not noting(material):
+            return _of_sweeps(material) or (
+                "no run that mixes sources: name runs of 'layerbank tune --method attempt' or of "
+                "'layerbank train --fusion mixture'"
             )
-        stacked = [record.path for record in material.records if record.method == "mixture"]
-        if stacked:
-            return (
-                f"{stacked[0]} is a head of a sweep, which notes no shares: train it by 'layerbank train'"
-            )
-        return (
-            "no run that mixes sources: name runs of 'layerbank tune --method attempt' or of 'layerbank "
-            "train --fusion mixture'"
-        )
+        if material.by not in (None, "class"):
+            return f"--by {material.by}: sources are mixed for whole examples, give --by class"
+        return ""
 
     def answer(self, material: Material) -> Answer:
         """Averages what the runs have noted."""
@@ -70,11 +62,21 @@ class Sources(Question):
         return Answer(tables=tuple(tables), figures=tuple(drawn), notes=tuple(notes))
 
 
+def _of_sweeps(material: Material) -> str:
+    """Says which heads have noted nothing though they mix sources; empty if there are none."""
+    found = [r.path for r in material.records if r.method == "mixture" and r not in noting(material)]
+    more = f" and {len(found) - 1} more are heads" if len(found) > 1 else " is a head"
+    cure = "of a sweep, which notes no shares: train it by 'layerbank train'"
+    return f"{found[0]}{more} {cure}" if found else ""
+
+
 def _notes(material: Material, tasks: Sequence[Task]) -> Iterator[str]:
     """What is shown otherwise than one may think, and what is not."""
     splits = sorted({task.key.split for task in tasks})
     if material.split not in ("dev", *splits):
         yield f"attention over sources is that of split {', '.join(splits)}: training notes no other"
+    if heads := _of_sweeps(material):
+        yield heads
     silent = list(dict.fromkeys(r.path for r in material.tuned if r not in noting(material)))
     if silent:
         more = f" and {len(silent) - 1} more mix" if len(silent) > 1 else " mixes"
