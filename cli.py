@@ -583,6 +583,7 @@ def evaluate(
     run: flags.RunFolder,
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data for a run of tune.")] = None,
+    target: flags.TaskOfRun = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
     encoder: Annotated[str | None, typer.Option(help="Where the encoder of a run of tune is now.")] = None,
     trust_remote_code: flags.Trust = False,
@@ -605,13 +606,18 @@ def evaluate(
     if is_tuned(run):
         from pipeline.tuning import use
 
-        choices: dict[str, Any] = {"encoder": encoder, "trust_remote_code": trust_remote_code}
+        choices: dict[str, Any] = {
+            "target": target,
+            "encoder": encoder,
+            "trust_remote_code": trust_remote_code,
+        }
         result = use.evaluate(run, split, store=store, data=data, device=pick_device(device), **choices)
         return _print(result, as_json, terminal.show_scores)
     if data is not None:
         raise typer.BadParameter("--data is for runs of tune: name a bank by --store")
     if encoder is not None:
         raise typer.BadParameter("--encoder is for runs of tune: a head on a bank needs none")
+    flags.refuse_task(target)
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)
     result = module.evaluate(
@@ -631,6 +637,7 @@ def predict(
     also: Annotated[
         list[str] | None, typer.Option("--run", help="A further run of the same encoder; repeatable.")
     ] = None,
+    target: flags.TaskOfRun = None,
     encoder: flags.EncoderNow = None,
     trust_remote_code: flags.Trust = False,
     device: flags.Device = "auto",
@@ -650,8 +657,9 @@ def predict(
     if any(map(is_tuned, runs)):
         from pipeline.tuning.use import open_tuned_predictor
 
-        predictor = open_tuned_predictor(runs, device=pick_device(device), **choices)
+        predictor = open_tuned_predictor(runs, target=target, device=pick_device(device), **choices)
     else:
+        flags.refuse_task(target)
         predictor = open_predictor(runs, device=device, **choices)
         if predictor.note:
             terminal.note(predictor.note)
@@ -665,6 +673,10 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Runs of one target, or folders that hold them.")
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Which, as DATA.TARGET or TARGET; the one that all runs have by default."),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the picture of loss against time.")] = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -672,9 +684,9 @@ def compare(
     from pipeline import compare as module
     from pipeline import plot, terminal
 
-    result = module.compare(runs)
+    result = module.compare(runs, target)
     if out is not None:
-        figure = plot.loss_figure(module.curves(runs), result["target"])
+        figure = plot.loss_figure(module.curves(runs, target), result["target"])
         result["pictures"] = plot.save_pictures([figure], out)
     _print(result, as_json, terminal.show_comparison)
 
@@ -730,12 +742,13 @@ def analyze(
     what: Annotated[
         list[str] | None,
         typer.Option(
-            help="attention, depth, probes, sentence, similarity; repeatable. All that fits by default."
+            help="attention, depth, probes, sentence, similarity, sources; repeatable. By default all "
+            "that fits."
         ),
     ] = None,
     by: Annotated[
         Literal["class", "language", "position", "kind"] | None,
-        typer.Option(help="Group tokens by this alone; by all that fits by default."),
+        typer.Option(help="Group tokens, or examples, by this alone; by all that fits by default."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to look at.")] = "dev",
     sentence: Annotated[
@@ -751,7 +764,7 @@ def analyze(
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Shows which layers heads use, what each layer knows, and how alike layers are."""
+    """Shows which layers heads use, what each knows, how alike they are, and which sources tasks mix."""
     from pipeline import terminal
     from pipeline.analysis._base import analyze as run
     from pipeline.device import pick_device, set_threads

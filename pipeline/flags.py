@@ -16,6 +16,10 @@ Codec = Literal["none", "lz4", "zstd"]
 Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a named task, or a Hub id.")]
 Store = Annotated[str, typer.Argument(help="Folder or URL of a bank.")]
 RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
+TaskOfRun = Annotated[
+    str | None,
+    typer.Option("--target", help="Of a run of tune that learned several tasks: TARGET or DATA.TARGET."),
+]
 Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
 Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
@@ -147,6 +151,12 @@ def option_axes(options: list[str] | None, **short: Any) -> dict[str, list[str]]
         name: listed(text, flag_of.get(name, f"--set {name}"), str)
         for name, text in settings(options, **short).items()
     }
+
+
+def refuse_task(target: str | None) -> None:
+    """A head on a bank has one target, which is not to be named."""
+    if target is not None:
+        raise typer.BadParameter("--target is for runs of tune: a head of 'layerbank train' has one target")
 
 
 def settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:

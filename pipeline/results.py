@@ -22,7 +22,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
-from pipeline.attentions import Attentions
+from pipeline.attentions import ATTENTIONS, Attentions
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Precision, Schedule, Trained
@@ -30,7 +30,6 @@ from pipeline.versions import made_by
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
 SWEEP = "sweep.json"
-ATTENTIONS = "attentions.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
 
 

@@ -245,7 +245,7 @@ def show_tasks(result: Mapping[str, Any]) -> None:
 def show_tuned(result: Mapping[str, Any]) -> None:
     """A run through the encoder."""
     say(
-        f"{result['run']}: {result['method']} on {result['target']}, dev {result['metric']} "
+        f"{result['run']}: {result['method']} on {_learned(result)}, dev {result['metric']} "
         f"{_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
         f"{result['parameters']:,} parameters ({100 * result['trainable_frac']:.3g} % of all), "
         f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
@@ -253,10 +253,17 @@ def show_tuned(result: Mapping[str, Any]) -> None:
     )
 
 
+def _learned(result: Mapping[str, Any]) -> str:
+    """The target of a run; of one of several tasks each with its data."""
+    tasks = result.get("tasks", ())
+    return ", ".join(tasks) if len(tasks) > 1 else str(result["target"])
+
+
 def show_scores(result: Mapping[str, Any]) -> None:
     """The scores of a head on a split."""
     scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
-    say(f"{result['run']} on {result['split']}: {scores}")
+    task = f", {result['task']}," if "task" in result else ""
+    say(f"{result['run']}{task} on {result['split']}: {scores}")
 
 
 def show_bank(result: Mapping[str, Any]) -> None:
@@ -334,7 +341,9 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
-        (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)
+        (run["run"], run["error"], *[""] * 5)
+        if "error" in run
+        else tuple({**run, "target": _learned(run)}[name] for name in names)
         for run in result["runs"]
     ]
     if runs:
@@ -403,7 +412,7 @@ def show_comparison(result: Mapping[str, Any]) -> None:
     """Runs side by side, best first."""
     rows = [
         (
-            run["run"],
+            f"{run['run']}, {run['task']}" if run["task"] else run["run"],
             run["method"],
             "" if run["dev"] is None else run["dev"],
             run["parameters"],

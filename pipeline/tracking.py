@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import PipelineError
-from pipeline.records import read_record
+from pipeline.records import read_records
 from pipeline.runner import Outcome
 
 Tool = Literal["tensorboard", "mlflow"]
@@ -277,11 +277,15 @@ def finished(log: Log, out: str, *, tasks: Sequence[str] = ()) -> None:
             finished(child, str(Path(out) / name))
             child.close()
         return
-    record = read_record(Path(out))
-    config = record.config
+    record, *others = read_records(Path(out))
+    config, scores = record.config, _scores(record.result)
+    target = ", ".join(one.part or one.target for one in (record, *others))
+    if others:  # tasks that a run of `tune` learned together
+        scores.pop("dev", None)
+        scores |= _finite({f"dev/{one.part}": one.result["dev"] for one in (record, *others)})
     asked = {**config.get("rates", {}), **config.get("schedule", {}), **config.get("plan", {})}
-    named = {"method": record.method, "decoder": record.result["decoder"], "target": record.target}
-    log.settings({**named, **asked, "command": config.get("command", "")}, _scores(record.result))
+    named = {"method": record.method, "decoder": record.result["decoder"], "target": target}
+    log.settings({**named, **asked, "command": config.get("command", "")}, scores)
 
 
 def heads(log: Log) -> Callable[[Outcome], None]:

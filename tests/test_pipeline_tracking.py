@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import cli
 from pipeline import sweep, tracking
 from pipeline.records import read_record
+from pipeline.tuning.run import TaskAsked
 
 
 @pytest.fixture(scope="module")
@@ -112,10 +113,15 @@ def _named(name):
 def test_a_run_through_the_encoder_is_tracked_too(tmp_path):
     out = tmp_path / "run"
     with tracking.tracked("tensorboard", str(out)) as log:
-        tuning.run(tmp_path, "bitfit", progress=tracking.epochs(log, lambda *_: None))
+        tags = [TaskAsked(data=str(tmp_path / "data"), target="tags")]
+        progress = tracking.epochs(log, lambda *_: None)
+        result = tuning.run(tmp_path, "bitfit", progress=progress, further=tags)
         tracking.finished(log, str(out))
     found = scalars(tmp_path / "tensorboard" / "run")
     assert found["loss"] == pytest.approx({ln["epoch"]: ln["loss"] for ln in read_record(out).lines})
+    for name in ("data.intent.accuracy", "data.tags.f1"):
+        (best,) = found[f"best/dev/{name.rpartition('.')[0]}"].values()
+        assert best == pytest.approx(result["dev_metrics"][name])
 
 
 def losses(folder, tool, name):

@@ -12,10 +12,11 @@ import tuning
 from encoders import tiny_encoder
 
 from pipeline.errors import PipelineError
+from pipeline.predict import read_inputs
 from pipeline.tuning import use
 from pipeline.tuning.examples import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
-from pipeline.tuning.run import make_plan, recompute
+from pipeline.tuning.run import TaskAsked, make_plan, recompute
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,6 @@ def test_result_folder_evaluate_and_predict_agree(folder, target):
     assert len(Path(path, "metrics.jsonl").read_text().splitlines()) == result["epochs"]
     assert use.evaluate(path, "dev")["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-5)
     predictor = use.TunedPredictor(path)
-    from pipeline.predict import read_inputs
-
     row = next(iter(predictor.predict_rows(read_inputs(predictor.runs[0], ["open the red door"], None))))
     kind = {"intent": str, "tags": list, "score": float}[target]
     assert row["tokens"] == ["open", "the", "red", "door"]
@@ -266,3 +265,20 @@ def test_every_row_is_scored(folder):
     _, _, job = tuning.ready(folder, "fine_tune")
     rows = np.concatenate([rows for picked in in_order(job.dev[0]) for _, rows in picked])
     assert sorted(rows.tolist()) == list(range(len(job.dev[0])))
+
+
+def test_each_of_several_tasks_is_used_with_its_own_columns(tmp_path):
+    # The tokenizer of the whole run is one that takes words, which the first task has none of.
+    tuning.data(tmp_path / "data", ["text", "intent"])
+    words = TaskAsked(data=tuning.data(tmp_path / "words", ["tokens", "intent"]), target="intent")
+    choices = {"further": [words], "encoder": tiny_encoder("roberta"), "plan": {"epochs": 1}}
+    result = tuning.run(tmp_path, "bitfit", out="mixed", **choices)
+    path = str(tmp_path / "mixed")
+    for task, column in (("data.intent", "text"), ("words.intent", "tokens")):
+        found = use.evaluate(path, "dev", target=task)
+        assert found["score"] == pytest.approx(result["dev_metrics"][f"{task}.accuracy"], abs=1e-3)
+        predictor = use.TunedPredictor(path, target=task)
+        (row,) = predictor.predict_rows(read_inputs(predictor.runs[0], ["open the red door"], None))
+        assert set(row) == {column, "intent"}
+    with pytest.raises(PipelineError, match=r"name one by --target, of data\.intent, words\.intent"):
+        use.evaluate(path, "dev", target="intent")

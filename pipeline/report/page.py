@@ -42,7 +42,7 @@ def report(paths: Sequence[str], out: str, *, one_table: bool = False) -> dict[s
         "bytes": len(html.encode()),
         "findings": len(found.findings),
         "sweeps": len(found.sweeps),
-        "runs": len(found.runs),
+        "runs": len({record.path for record in found.runs}),
         "tables": sum(len(section.tables) for section in made),
         "figures": sum(len(section.figures) for section in made),
     }
