@@ -13,6 +13,7 @@ import torch
 
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.batches import memory_budget
 from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
@@ -149,6 +150,7 @@ class Lab:
         Raises:
             PipelineError: as for `sweep`.
         """
+        device = pick_device(self.device)
         threads, failed = torch.get_num_threads(), list[BaseException]()
 
         def go_on(*_: Any) -> None:
@@ -165,8 +167,8 @@ class Lab:
                 failed.append(error)
                 raise
 
-        with side_by_side(pick_device(self.device), len(asked)) as run:
-            memory_bytes = self.memory_bytes // (threads // torch.get_num_threads())
+        with side_by_side(device, len(asked)) as run:
+            memory_bytes = memory_budget(device, self.memory_bytes) // (threads // torch.get_num_threads())
             try:
                 return dict(
                     zip(asked, run([partial(one, name, memory_bytes) for name in asked]), strict=True)
