@@ -13,6 +13,7 @@ import torch
 
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.batches import memory_budget
 from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
@@ -166,7 +167,8 @@ class Lab:
                 raise
 
         with side_by_side(pick_device(self.device), len(asked)) as run:
-            memory_bytes = self.memory_bytes // (threads // torch.get_num_threads())
+            whole_bytes = memory_budget(pick_device(self.device), self.memory_bytes)
+            memory_bytes = whole_bytes // (threads // torch.get_num_threads())
             try:
                 return dict(
                     zip(asked, run([partial(one, name, memory_bytes) for name in asked]), strict=True)
