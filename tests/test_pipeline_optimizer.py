@@ -189,10 +189,20 @@ def test_head_in_a_stack_of_sixteen_trains_as_it_does_alone(fusion, decoder):
     assert off(together.head, alone.head) <= 1e-5
 
 
-FURTHER = {  # kind of target, options, labels of three examples with 3, 1 and 4 tokens
-    "span": ("span", {"layers": "mlp", "hidden": 12, "dropout": 0.1}, [[0, 2], [0, 0], [1, 3]]),
-    "choice": ("choice", {"hidden": 12, "dropout": 0.1}, [0, 1, 0, 1, 0, 0, 0, 1]),
-    "masked_lm": ("token", {"learn": "all", "dropout": 0.1}, [3, 0, 4, 1, 2, 2, 0, 1]),
+LENGTHS = torch.tensor([5, 3, 6, 4, 7, 2])
+ENDS = LENGTHS.cumsum(0) - 1
+FURTHER = {  # kind of target, options, labels of examples of those lengths
+    "span": (
+        "span",
+        {"layers": "mlp", "hidden": 12, "dropout": 0.1},
+        torch.stack([torch.ones_like(LENGTHS), LENGTHS - 1], 1),
+    ),
+    "choice": (
+        "choice",
+        {"hidden": 12, "dropout": 0.1},
+        torch.zeros(int(LENGTHS.sum()), dtype=torch.long).index_fill(0, ENDS, 1),
+    ),
+    "masked_lm": ("token", {"learn": "all", "dropout": 0.1}, torch.arange(int(LENGTHS.sum())) % 5),
 }
 
 
@@ -201,13 +211,13 @@ def trained_on_random_states(spec, rates):
     heads = stack([build_one(spec, rate) for rate in rates]).train()
     decays = [rate.weight_decay for rate in rates]
     optimizer = StackedAdamW(heads, lr=[rate.lr for rate in rates], weight_decay=decays)
-    lengths, labels = torch.tensor([3, 1, 4]), torch.tensor(FURTHER[spec.decoder][2])
+    labels = FURTHER[spec.decoder][2]
     generator = torch.Generator().manual_seed(3)
     for step in range(50):
-        states = torch.randn(len(spec.layers), 8, spec.width, generator=generator)
-        scores = heads(Inputs(states=states, lengths=lengths, decoded=None, decoded_lengths=lengths))
+        states = torch.randn(len(spec.layers), int(LENGTHS.sum()), spec.width, generator=generator)
+        scores = heads(Inputs(states=states, lengths=LENGTHS, decoded=None, decoded_lengths=LENGTHS))
         optimizer.zero_grad()
-        heads.decoder.loss(scores, labels, lengths).sum().backward()
+        heads.decoder.loss(scores, labels, LENGTHS).sum().backward()
         optimizer.step(Schedule(epochs=1).scale(step, steps=50))
     return heads
 
