@@ -5,15 +5,18 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.batches import memory_budget
 from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
-from pipeline.device import pick_device, pick_precision
+from pipeline.device import pick_device, pick_precision, side_by_side
 from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import Extraction, extract
@@ -24,6 +27,7 @@ from pipeline.results import RESULT
 from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
+from pipeline.train import Progress
 from pipeline.tuning.run import Asked, TaskAsked, make_plan, plain_task, tune_run
 
 
@@ -60,12 +64,12 @@ class Lab:
     out: Path
     encoder: str
     data: tuple[Data, ...]
-    banks: Path  # shared by experiments that are given the same folder
+    banks: Path | str  # a folder or a URL, shared by experiments that are given the same
     runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
-    memory_bytes: int = 4 * 2**30
+    memory_bytes: int | None = None  # by the device
     note: Callable[[str], None] = field(default=lambda _: None)
     lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
 
@@ -89,7 +93,7 @@ class Lab:
             keep: which tokens are kept.
             choices: further arguments of `pipeline.extract.extract`.
         """
-        store = str(self.banks / f"{data.name}-{keep}")
+        store = f"{self.banks}/{data.name}-{keep}"
         corpus = load_corpus(data.path)
         encoder = open_encoder(
             self.encoder, revision=self.encoder_revision, precision="auto", store=store,
@@ -107,7 +111,15 @@ class Lab:
             device=str(pick_device(self.device)), **choices,
         )  # fmt: skip
 
-    def sweep(self, name: str, plan: Plan, grid: Grid, *, keep_heads: bool = True) -> list[dict[str, Any]]:
+    def sweep(
+        self,
+        name: str,
+        plan: Plan,
+        grid: Grid,
+        *,
+        keep_heads: bool = True,
+        progress: Progress = lambda *_: None,
+    ) -> list[dict[str, Any]]:
         """The rows of a sweep's heads, those that failed left out and noted in `lost`.
 
         Finished stacks are kept below the experiment's folder.
@@ -116,7 +128,9 @@ class Lab:
             PipelineError: every head of a fusion on a target failed.
         """
         self.note(f"{name}: {plan.store}")
-        rows = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)["rows"]
+        rows = sweep(
+            plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note, progress=progress
+        )["rows"]
         whole = [row for row in rows if row["status"] == "ok"]
         alive = {(row["fusion"], row["target"]) for row in whole}
         for row in (row for row in rows if row["status"] != "ok"):
@@ -125,6 +139,43 @@ class Lab:
                 raise PipelineError(f"{said} {row['status']}, as all its heads did: give a lower --set lr")
             self.lost.append(f"{said} {row['status']} and does not count")
         return whole
+
+    def sweeps(self, asked: Mapping[str, tuple[Plan, Grid]]) -> dict[str, list[dict[str, Any]]]:
+        """Several sweeps that do not wait for each other, by name; heads are not kept.
+
+        On a CPU each is on a thread of its own, where there are enough of them: stacks that read different
+        examples cannot step together, and products shared by threads wait for the slowest. They begin in
+        the order given, so the dearest should come first.
+
+        Raises:
+            PipelineError: as for `sweep`.
+        """
+        device = pick_device(self.device)
+        threads, failed = torch.get_num_threads(), list[BaseException]()
+
+        def go_on(*_: Any) -> None:
+            if failed:
+                raise PipelineError("another sweep of the experiment ended early")
+
+        def one(name: str, memory_bytes: int) -> list[dict[str, Any]]:
+            go_on()
+            plan, grid = asked[name]
+            plan = replace(plan, memory_bytes=memory_bytes)
+            try:
+                return self.sweep(name, plan, grid, keep_heads=False, progress=go_on)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        with side_by_side(device, len(asked)) as run:
+            memory_bytes = memory_budget(device, self.memory_bytes) // (threads // torch.get_num_threads())
+            try:
+                return dict(
+                    zip(asked, run([partial(one, name, memory_bytes) for name in asked]), strict=True)
+                )
+            except BaseException as error:
+                failed.append(error)  # Ctrl-C is known here alone; the others end after their epoch
+                raise failed[0] from None
 
     def folder(self, name: str) -> Path:
         """Where a sweep is kept."""

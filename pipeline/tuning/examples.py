@@ -1,9 +1,8 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from cache.targets import ranges, spans
 from pipeline import metrics
 from pipeline.answers import grader
 from pipeline.corpus import Corpus
-from pipeline.errors import PipelineError, nearest
+from pipeline.errors import PipelineError
 from pipeline.head import Head, Inputs
 from pipeline.labels import Labels, locate_labels
 from pipeline.metrics import Texts
@@ -139,7 +138,7 @@ class LabelledText:
             PipelineError: the split is not there, or none of its rows has a label.
         """
         name = self.corpus.name
-        batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
+        batches = batches_of(self.corpus.reader(split), len(self.corpus.split(split)))
         tokens = read_tokens(self.backbone, batches, max_length=max_length)
         labels = self._located(split, max_length)
         cut = labels.cut.get(split, 0)
@@ -187,21 +186,6 @@ def numbered(options: Sequence[str]) -> str:
     'option0: the wind option1: the rain'
     """
     return " ".join(f"option{number}: {option}" for number, option in enumerate(options))
-
-
-def row_reader(corpus: Corpus, split: str) -> Callable[[int, int], Any]:
-    """Reads rows of a split, from one number up to another, as the tokenizer takes them.
-
-    Raises:
-        PipelineError: the split is not there.
-    """
-    if split not in corpus.splits:
-        raise PipelineError(f"{corpus.name} has no split {split!r}: {nearest(split, corpus.splits)}")
-
-    def rows(first: int, last: int) -> Any:
-        return corpus.texts(split, slice(first, last)), corpus.pairs(split, slice(first, last))
-
-    return rows
 
 
 def deal(
