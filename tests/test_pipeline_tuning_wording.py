@@ -20,7 +20,7 @@ from pipeline.tuning import use
 from pipeline.tuning.examples import make_batch
 from pipeline.tuning.wording import number_text, step_of
 
-SIZES = {"train": 24, "dev": 12}
+SIZES = {"train": 16, "dev": 8}
 SAID = {0.04: "0.0", 1.11: "1.2", 2.0: "2.0", 3.95: "4.0"}
 """Numbers whose texts the tiny tokenizer can spell, rounded to multiples of 0.2 by hand."""
 

@@ -18,8 +18,9 @@ from pipeline.precision import products_in
 from pipeline.predict import Contexts, Rows
 from pipeline.results import finite
 from pipeline.tuning.build import open_run, target_of
-from pipeline.tuning.examples import Examples, LabelledText, read_tokens
+from pipeline.tuning.examples import Examples
 from pipeline.tuning.folder import TaskSpec, TunedRun, load, number_of_task
+from pipeline.tuning.labelled import LabelledText, read_tokens
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.masked import MaskedText
 from pipeline.tuning.model import Tuned
