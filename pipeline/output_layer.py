@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
+from cache.store import disk_error
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
 from pipeline.stack import ACTIVATIONS
+from pipeline.writing import write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +50,19 @@ class OutputLayer:
         }
 
     def save(self, store: Path) -> None:
-        """Writes the weights into a bank's folder, whole or not at all."""
-        partial = store / f"{OUTPUT_LAYER}.partial"
-        safetensors.torch.save_file(self.weights, str(partial))
-        partial.replace(store / OUTPUT_LAYER)
+        """Writes the weights into a bank's folder, whole or not at all.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        path = store / OUTPUT_LAYER
+        partial = path.with_name(f"{OUTPUT_LAYER}.partial")
+        try:
+            write_tensors(partial, self.weights)
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise disk_error(path, error) from error
 
 
 def read_output_layer(encoder: EncoderRecord, *, flag: str = "--keep masked") -> OutputLayer:

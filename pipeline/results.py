@@ -27,6 +27,7 @@ from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Schedule, Trained
 from pipeline.versions import made_by
+from pipeline.writing import write_tensors
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
 SWEEP = "sweep.json"
@@ -179,10 +180,10 @@ def save_run(
         partial.mkdir(parents=True)
         _write_json(partial / CONFIG, config)
         weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
-        safetensors.torch.save_file(weights, str(partial / WEIGHTS))
+        write_tensors(partial / WEIGHTS, weights)
         if attentions is not None:
             tensors, names = attentions
-            safetensors.torch.save_file(tensors, str(partial / ATTENTIONS), metadata=names)
+            write_tensors(partial / ATTENTIONS, tensors, names)
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)

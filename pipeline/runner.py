@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
@@ -24,6 +23,7 @@ from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, ope
 from pipeline.selection import select
 from pipeline.stack import stack as join
 from pipeline.train import Progress, fit_together, predictions
+from pipeline.writing import write_tensors
 
 CHECKPOINT_S = 20.0
 """Seconds between two checkpoints of a stack; one is written after an epoch."""
@@ -328,9 +328,9 @@ def save_checkpoint(path: Path, fitting: Fitting) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(whole, str(partial), metadata={"values": json.dumps(values)})
+        write_tensors(partial, whole, {"values": json.dumps(values)})
         partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise PipelineError(f"{path} cannot be written: {error}") from error
 

@@ -1,8 +1,10 @@
 """The house of early fusion: batches, loss, loop, resuming, run folders."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
+import disks
 import numpy as np
 import pytest
 import safetensors.torch
@@ -170,6 +172,23 @@ def test_taken_folder_is_refused_and_may_be_replaced(folder):
     tuning.run(folder, "bitfit", out="taken", plan={"epochs": 1}, overwrite=True)
     with pytest.raises(PipelineError, match="not empty, name another one"):
         tuning.run(folder, "bitfit", out="data", overwrite=True)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_disk_that_refuses_is_one_line_and_costs_at_most_an_epoch(folder, epoch):
+    out = f"full-{epoch}"
+    tuning.asked(folder, "bitfit")  # makes the encoder, while there is room
+    with ExitStack() as disk:
+
+        def fill(done, lines):
+            if done == epoch:
+                disk.enter_context(disks.small_files(8192))
+
+        with pytest.raises(PipelineError, match=rf"{out}.* cannot be written: .*File too large"):
+            tuning.run(folder, "bitfit", out=out, progress=fill)
+    assert [p.name for p in folder.glob(f"{out}*")] == [f"{out}.partial"]
+    assert [p.name for p in (folder / f"{out}.partial").glob("epoch-*")] == [f"epoch-0000{epoch}"]
+    assert tuning.run(folder, "bitfit", out=out)["epochs"] == 2
 
 
 def test_mixed_precision_and_checkpointing_train(folder):

@@ -25,6 +25,7 @@ from pipeline.errors import PipelineError
 from pipeline.head import HeadSpec
 from pipeline.results import ATTENTIONS, check_free, finite
 from pipeline.versions import made_by
+from pipeline.writing import write_tensors
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "tuned.safetensors", "metrics.jsonl", "result.json"
 PROMPT = "prompt.safetensors"
@@ -111,9 +112,9 @@ def save(
     try:
         draft.mkdir(parents=True)
         _write_json(draft / CONFIG, {**config, **made_by()})
-        safetensors.torch.save_file(_plain(weights), str(draft / WEIGHTS))
+        write_tensors(draft / WEIGHTS, _plain(weights))
         for name, (tensors, metadata) in further.items():
-            safetensors.torch.save_file(_plain(tensors), str(draft / name), metadata=metadata)
+            write_tensors(draft / name, _plain(tensors), metadata)
         text = "".join(f"{json.dumps(finite(line))}\n" for line in lines)
         (draft / METRICS).write_text(text, encoding="utf-8")
         _write_json(draft / RESULT, finite(result))

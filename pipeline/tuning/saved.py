@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.writing import write_tensors
 
 ASKED, STATE, RECORD = "asked.json", "state.safetensors", "record.json"
 
@@ -63,7 +64,7 @@ def write_epoch(folder: Path, epoch: int, tensors: Mapping[str, Tensor], record:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        safetensors.torch.save_file(plain, str(draft / STATE))
+        write_tensors(draft / STATE, plain)
         (draft / RECORD).write_text(json.dumps(record), encoding="utf-8")
         draft.rename(made)
     except OSError as error:
