@@ -16,8 +16,8 @@ from cache.layout import OUTPUT_LAYER
 from cache.store import disk_error
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
+from pipeline.folders import write_tensors
 from pipeline.stack import ACTIVATIONS
-from pipeline.writing import write_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
 from pipeline.fitting import GROUP, Fitting, group_size
+from pipeline.folders import write_tensors
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
 from pipeline.selection import select
 from pipeline.stack import stack as join
 from pipeline.train import Progress, fit_together, predictions
-from pipeline.writing import write_tensors
 
 CHECKPOINT_S = 20.0
 """Seconds between two checkpoints of a stack; one is written after an epoch."""

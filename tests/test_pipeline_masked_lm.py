@@ -218,7 +218,10 @@ def test_a_smaller_bank_has_the_output_layer_and_can_be_removed(bert_bank, tmp_p
 def test_a_full_disk_under_the_output_layer_is_one_line_and_half_a_file_is_not_left(bert_bank, tmp_path):
     layer = read_output_layer(open_bank(bert_bank).recipe.encoder)
     (tmp_path / "bank").mkdir()
-    with disks.small_files(1024), pytest.raises(CacheError, match=r"cannot write .*output_layer.safetensors"):
+    with (
+        disks.small_files(1024),
+        pytest.raises(CacheError, match=r"cannot write .*output_layer.safetensors"),
+    ):
         layer.save(tmp_path / "bank")
     assert list((tmp_path / "bank").iterdir()) == []
 

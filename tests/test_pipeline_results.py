@@ -14,7 +14,7 @@ import safetensors.torch
 import tiny
 import torch
 
-from pipeline import parts, results
+from pipeline import folders, parts, results
 from pipeline.errors import PipelineError
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, finite, load_run
@@ -202,7 +202,10 @@ def test_run_that_fails_leaves_the_one_that_was_there(folder):
 
 def test_disk_that_refuses_leaves_no_half_run(tmp_path):
     tiny.shared()  # made while there is room
-    with disks.small_files(4096), pytest.raises(PipelineError, match=r"cannot be written: .*File too large"):
+    with (
+        disks.small_files(4096),
+        pytest.raises(PipelineError, match=r"cannot be written: .*File too large"),
+    ):
         run(tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
 
@@ -282,13 +285,13 @@ def test_a_run_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "rename", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        results._put(partial, path)
+        folders.put(partial, path)
     monkeypatch.setattr(Path, "rename", rename)
     assert not path.exists()
-    results._clear_partials(path)  # its process id is this one's
+    folders.clear_partials(path)  # its process id is this one's
     assert (path / "name").read_text() == "run"
     partial.mkdir(exist_ok=True)
-    results._put(partial, path)
+    folders.put(partial, path)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -297,7 +300,7 @@ def test_what_dead_processes_left_is_cleared_and_what_living_ones_write_is_not(t
     dead.wait()
     for name in (f"run.partial-{dead.pid}", f"run.partial-{os.getppid()}", "run.partial-mine", "runs"):
         (tmp_path / name).mkdir()
-    results._clear_partials(tmp_path / "run")
+    folders.clear_partials(tmp_path / "run")
     left = {p.name for p in tmp_path.iterdir()}
     assert left == {f"run.partial-{os.getppid()}", "run.partial-mine", "runs"}
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import disks
@@ -13,6 +14,8 @@ import tuning
 from encoders import tiny_encoder
 
 from pipeline.errors import PipelineError
+from pipeline.folders import clear_partials
+from pipeline.tuning import folder as tuned
 from pipeline.tuning import use
 from pipeline.tuning.examples import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
@@ -165,6 +168,24 @@ def test_loss_that_is_not_finite_is_one_line(folder):
         tuning.run(folder, "fine_tune", out="nan", plan={"lr": 1e30, "head_lr": 1e30})
 
 
+def test_of_several_tasks_a_lower_error_is_the_better_epoch(folder, monkeypatch):
+    errors, shares = iter([9.0, 1.0]), iter([51.0, 50.0])  # the mean alone would take the first epoch
+
+    def reported(tuned, examples):
+        if examples.target.kind == "float":
+            return {"mse": next(errors)}
+        return {"accuracy": next(shares)}
+
+    monkeypatch.setattr("pipeline.tuning.loop.report", reported)
+    first = tuning.asked(folder, "bitfit").tasks[0]
+    result = tuning.run(
+        folder, "bitfit", "score", out="signs", task={"metric": "mse"},
+        further=[replace(first, metric="accuracy")],
+    )  # fmt: skip
+    assert result["best_epoch"] == 2
+    assert result["dev"] == (50.0 - 1.0) / 2
+
+
 def test_taken_folder_is_refused_and_may_be_replaced(folder):
     tuning.run(folder, "bitfit", out="taken", plan={"epochs": 1})
     with pytest.raises(PipelineError, match="not empty, name another one, or give --overwrite"):
@@ -172,6 +193,31 @@ def test_taken_folder_is_refused_and_may_be_replaced(folder):
     tuning.run(folder, "bitfit", out="taken", plan={"epochs": 1}, overwrite=True)
     with pytest.raises(PipelineError, match="not empty, name another one"):
         tuning.run(folder, "bitfit", out="data", overwrite=True)
+
+
+def test_a_run_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
+    def save(number):
+        out = str(tmp_path / "run")
+        weights = {"a": torch.zeros(1)}
+        tuned.save(out, {"number": number}, weights=weights, lines=[], result={}, further={})
+
+    rename = Path.rename
+
+    def die(self, target):
+        if ".partial-" in self.name:
+            raise KilledError
+        return rename(self, target)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with pytest.raises(KilledError):
+            save(2)
+    clear_partials(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["number"] == 1
+    save(3)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["number"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

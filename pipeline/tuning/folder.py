@@ -9,8 +9,6 @@
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +20,12 @@ from torch import Tensor
 
 from cache import EncoderRecord
 from pipeline.errors import PipelineError
+from pipeline.folders import CONFIG, METRICS, RESULT, making, write_tensors
 from pipeline.head import HeadSpec
 from pipeline.results import ATTENTIONS, check_free, finite
 from pipeline.versions import made_by
-from pipeline.writing import write_tensors
 
-CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "tuned.safetensors", "metrics.jsonl", "result.json"
+WEIGHTS = "tuned.safetensors"
 PROMPT = "prompt.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, PROMPT, ATTENTIONS})
 
@@ -107,10 +105,7 @@ def save(
     Raises:
         PipelineError: the disk refuses.
     """
-    path = Path(out).absolute()
-    draft = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        draft.mkdir(parents=True)
+    with making(out) as draft:
         _write_json(draft / CONFIG, {**config, **made_by()})
         write_tensors(draft / WEIGHTS, _plain(weights))
         for name, (tensors, metadata) in further.items():
@@ -118,12 +113,6 @@ def save(
         text = "".join(f"{json.dumps(finite(line))}\n" for line in lines)
         (draft / METRICS).write_text(text, encoding="utf-8")
         _write_json(draft / RESULT, finite(result))
-        if path.exists():
-            shutil.rmtree(path)
-        draft.rename(path)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise PipelineError(f"--out {out} cannot be written: {error}") from error
 
 
 def config_of(run: TunedRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.writing import write_tensors
+from pipeline.folders import write_tensors
 
 ASKED, STATE, RECORD = "asked.json", "state.safetensors", "record.json"
 
