@@ -9,6 +9,7 @@ import disks
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny
 import torch
 import tuning
 from encoders import tiny_encoder
@@ -161,6 +162,26 @@ def test_unfinished_run_of_other_choices_is_refused(folder):
         tuning.run(folder, "fine_tune", out="other", progress=stop)
     with pytest.raises(PipelineError, match="unfinished run with another seed"):
         tuning.run(folder, "fine_tune", out="other", plan={"seed": 5})
+
+
+@pytest.mark.parametrize("what", ["rows of the data", "weights of the encoder"])
+def test_unfinished_run_of_files_that_have_changed_is_refused(tmp_path, what):
+    def stop(epoch, lines):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        tuning.run(tmp_path, "bitfit", progress=stop)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*") if ".partial" not in str(path)}
+    if what == "rows of the data":
+        lines = (tmp_path / "data" / "dev.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "data" / "dev.jsonl").write_text("".join(lines[1:]))
+    else:
+        tiny.encoder(tmp_path / "encoder", seed=1)
+    with pytest.raises(PipelineError, match=f"the {what} changed since the unfinished run in .* began"):
+        tuning.run(tmp_path, "bitfit")
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert tuning.run(tmp_path, "bitfit")["epochs"] == 2
 
 
 def test_loss_that_is_not_finite_is_one_line(folder):
