@@ -257,6 +257,28 @@ def test_a_store_that_hangs_counts_as_one_that_does_not_answer(proxy, url, monke
     assert "did not answer" in one_line(error)
 
 
+def test_a_long_listing_goes_on_page_by_page(server, proxy, url, monkeypatch):
+    folder = server.folder / url.removeprefix("s3://")
+    expected = {f"train/{number:05d}": number % 7 for number in range(2100)}
+    (folder / "train").mkdir(parents=True)
+    for key, size in expected.items():
+        (folder / key).write_bytes(b"x" * size)
+    monkeypatch.setattr(remote, "_REQUEST_S", 1.5)
+    lists = []
+
+    def slow(method, path):
+        if "list-type=2" not in path:
+            return None
+        lists.append(path)
+        time.sleep(0.6)
+        return "503" if len(lists) == 2 else None
+
+    proxy.fault = slow
+    assert place(url).sizes("train") == expected
+    assert len(lists) == 4  # of three pages the second was lost once
+    assert sum("continuation-token" not in path and "start-after" not in path for path in lists) == 1
+
+
 def test_without_patience_nothing_is_tried_again(proxy, url, monkeypatch):
     monkeypatch.setenv(remote.PATIENCE, "0")
     proxy.fault = lambda method, path: "503"
