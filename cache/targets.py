@@ -5,7 +5,11 @@ its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, wor
 ``max_length`` cut off included. So are choices, one an option, and token ids, one a kept token.
 """
 
+import hashlib
+import json
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -111,17 +115,10 @@ def write_target(split: zarr.Group, target: Target) -> None:
     check_name(target.name)
     try:
         recover(split)
-        if _is_stored(split, target):
-            return
-        _write_extra(split, target)
-        held = split.require_group(TARGETS)
-        path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
-        if path is None or beside is None or not path.exists():
-            _write(held, target.name, target)
-            return
-        # An earlier target of that name is lost only when the new one is whole.
-        _write(held, store.BESIDE, target)
-        store.switch(beside, path)
+        if not _is_stored(split, target):
+            _put(split, target)
+        if target.extra:
+            _drop_extra(split, target.name, keep=_extra_of(split, target.name))
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
@@ -133,7 +130,19 @@ def recover(split: zarr.Group) -> None:
         store.settle_switches(folder)
 
 
-def _write(held: zarr.Group, name: str, target: Target) -> None:
+def _put(split: zarr.Group, target: Target) -> None:
+    extra = _write_extra(split, target) if target.extra else _extra_of(split, target.name)
+    held = split.require_group(TARGETS)
+    path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
+    if path is None or beside is None or not path.exists():
+        _write(held, target.name, target, extra)
+        return
+    # An earlier target of that name is lost only when the new one is whole.
+    _write(held, store.BESIDE, target, extra)
+    store.switch(beside, path)
+
+
+def _write(held: zarr.Group, name: str, target: Target, extra: str | None) -> None:
     array = held.create_array(
         name,
         shape=target.values.shape,
@@ -147,12 +156,23 @@ def _write(held: zarr.Group, name: str, target: Target) -> None:
     array[:] = target.values
     # Not `attrs.update`, which writes the file once for every key.
     attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
-    array.update_attributes({**attrs, **({"settings": dict(target.settings)} if target.settings else {})})
+    further = {"settings": dict(target.settings), "extra": extra}
+    array.update_attributes({**attrs, **{key: value for key, value in further.items() if value}})
 
 
-def _write_extra(split: zarr.Group, target: Target) -> None:
+def _write_extra(split: zarr.Group, target: Target) -> str:
+    """Writes the further arrays beside those of an earlier target, to which its labels still belong.
+
+    Returns:
+        The name of their group, which the new labels' attributes are to carry.
+    """
+    name = _extra_name(target.extra)
+    where = f"{EXTRA}/{target.name}/{name}"
+    with suppress(CacheError, *store.UNREADABLE):  # of a writer that was killed
+        if where in split and _same(_arrays(split[where]), target.extra):
+            return name
     for key, values in target.extra.items():
-        array = split.require_group(f"{EXTRA}/{target.name}").create_array(
+        array = split.require_group(where).create_array(
             key,
             shape=values.shape,
             chunks=(max(1, min(_CHUNK, len(values))), *values.shape[1:]),
@@ -162,6 +182,46 @@ def _write_extra(split: zarr.Group, target: Target) -> None:
             config={"write_empty_chunks": True},
         )
         array[:] = values
+    return name
+
+
+def _extra_name(extra: Mapping[str, ndarray]) -> str:
+    """A name for some arrays that no other arrays have."""
+    digest = hashlib.sha256()
+    for key in sorted(extra):
+        digest.update(json.dumps([key, str(extra[key].dtype), list(extra[key].shape)]).encode())
+        digest.update(np.ascontiguousarray(extra[key]).data)
+    return digest.hexdigest()[:16]
+
+
+def _extra_of(split: zarr.Group, name: str) -> str | None:
+    """The group of a target's further arrays; None where it has none, or has them without a group."""
+    array = store.member(split, f"{TARGETS}/{name}")
+    found = None if array is None else array.attrs.get("extra")
+    return None if found is None else str(found)
+
+
+def _drop_extra(split: zarr.Group, name: str, *, keep: str | None) -> None:
+    """Removes the further arrays of earlier targets of a name."""
+    where = f"{EXTRA}/{name}"
+    folder = store.folder_of(split, where)
+    if folder is not None:
+        for child in folder.iterdir():
+            if child.is_dir() and child.name != keep:
+                shutil.rmtree(child)
+        return
+    for key in store.members(split[where]):
+        if key != keep:
+            del split[where][key]
+
+
+def _arrays(group: zarr.Group) -> dict[str, ndarray]:
+    found = store.members(group).items()
+    return {key: store.read_whole(array) for key, array in found if isinstance(array, zarr.Array)}
+
+
+def _same(found: Mapping[str, ndarray], asked: Mapping[str, ndarray]) -> bool:
+    return all(k in found and found[k].tobytes() == v.tobytes() for k, v in asked.items())
 
 
 def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
@@ -170,15 +230,32 @@ def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
     Raises:
         CacheError: one is damaged.
     """
-    where = f"{EXTRA}/{name}"
-    if where not in split:
-        return {}
+    stored = _extra_of(split, name)
+    where = f"{EXTRA}/{name}" if stored is None else f"{EXTRA}/{name}/{stored}"
     try:
-        return {key: store.read_whole(array) for key, array in store.members(split[where]).items()}
+        if stored is None and where not in split:
+            return {}
+        return _arrays(split[where])
     except store.UNREADABLE as error:
-        raise CacheError(
-            f"{split.path}/{where} is damaged: write it again with 'layerbank label'"
-        ) from error
+        raise _damaged_extra(split, name) from error
+
+
+def _damaged_extra(split: zarr.Group, name: str) -> CacheError:
+    where = f"{split.path}/{EXTRA}/{name}"
+    return CacheError(f"{where} is damaged: write it again with 'layerbank label'")
+
+
+def check_extra(split: zarr.Group, name: str, n_examples: int) -> None:
+    """Reads the further arrays of a target and checks that they are all there and fit each other.
+
+    Raises:
+        CacheError: they are damaged.
+    """
+    found, stored = read_extra(split, name), _extra_of(split, name)
+    counts = [(found[f"n_{key}"], len(found[key])) for key in found if f"n_{key}" in found]
+    fit = all(len(n) <= n_examples and n.min(initial=0) >= 0 and n.sum() == total for n, total in counts)
+    if not fit or (stored is not None and stored != _extra_name(found)):
+        raise _damaged_extra(split, name)
 
 
 def unfinished(split: zarr.Group) -> list[str]:
@@ -207,8 +284,10 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
     same = (found.kind, found.names, found.metric, dict(found.settings)) == asked
     if not same or found.values.tobytes() != target.values.tobytes():
         return False
-    extra = read_extra(split, target.name) if target.extra else {}
-    return all(k in extra and extra[k].tobytes() == v.tobytes() for k, v in target.extra.items())
+    try:
+        return _same(read_extra(split, target.name) if target.extra else {}, target.extra)
+    except CacheError:
+        return False
 
 
 def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
 from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
 from cache.reader import Split
-from cache.targets import unfinished
+from cache.targets import check_extra, unfinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,7 @@ def _small_arrays(split: Split) -> list[str]:
     for target in split.target_names():
         try:
             split.target(target)
+            check_extra(split.group, target, split.n_examples)
         except CacheError as error:
             bad.append(str(error))
     return bad

@@ -110,7 +110,7 @@ def test_runs_are_made_anew_once_rows_labels_or_encoder_have_changed(tmp_path, m
         late = lab.train("late", lab.bank(data), "intent", schedule=Schedule(epochs=1), fusion="average")
         return [late, lab.tune("early", "bitfit", [(data, "intent")], plan={"epochs": 1})]
 
-    train = folder / "train.jsonl"
+    train = Path(folder) / "train.jsonl"
     first = runs()
     assert runs() == first
     train.write_text(train.read_text() + train.read_text().splitlines()[0] + "\n")
