@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
 from cache.store import disk_error
+from cache.tensors import CHECKSUM, tensors_checksum
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
 from pipeline.folders import write_tensors
@@ -49,6 +50,9 @@ class OutputLayer:
             "learn": "none" if self.whole else "transform",
         }
 
+    def _checksum(self) -> str:
+        return tensors_checksum({name: value.detach().numpy() for name, value in self.weights.items()})
+
     def save(self, store: Path) -> None:
         """Writes the weights into a bank's folder, whole or not at all.
 
@@ -58,7 +62,7 @@ class OutputLayer:
         path = store / OUTPUT_LAYER
         partial = path.with_name(f"{OUTPUT_LAYER}.partial")
         try:
-            write_tensors(partial, self.weights)
+            write_tensors(partial, self.weights, {CHECKSUM: self._checksum()})
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
