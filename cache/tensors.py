@@ -13,11 +13,11 @@ CHECKSUM = "crc32c"
 
 def tensors_checksum(tensors: Mapping[str, ndarray]) -> str:
     """The CRC-32C of the names and the bytes of some tensors."""
-    found = google_crc32c.Checksum()
+    found = 0
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].tobytes())
-    return str(found.hexdigest().decode())
+        for part in (name.encode(), tensors[name].tobytes()):
+            found = int(google_crc32c.extend(found, part))
+    return f"{found:08x}"
 
 
 def check_tensors(stored: UInt8[ndarray, " byte"]) -> dict[str, tuple[int, ...]]:
