@@ -5,11 +5,7 @@ its labels in sequence. Tags are flat: example i has ``n_words[i]`` of them, wor
 ``max_length`` cut off included. So are choices, one an option, and token ids, one a kept token.
 """
 
-import hashlib
-import json
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +14,11 @@ import numpy as np
 import zarr
 from jaxtyping import Int, Shaped
 from numpy import ndarray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 
-from cache import store
+from cache import extras, store
 from cache.errors import CacheError
-from cache.layout import EXTRA, TARGETS
+from cache.layout import TARGETS
 
 TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
 
@@ -49,7 +45,7 @@ class Target:
 
     extra: Mapping[str, ndarray] = field(default_factory=dict)
     """Further arrays, such as the texts of answers: ``n_<name>`` says how many entries of ``<name>`` each
-    example has. Not read back with the target: see `read_extra`."""
+    example has. Not read back with the target: see `cache.extras`."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options that its decoder starts with where the user gives none."""
@@ -118,7 +114,7 @@ def write_target(split: zarr.Group, target: Target) -> None:
         if not _is_stored(split, target):
             _put(split, target)
         if target.extra:
-            _drop_extra(split, target.name, keep=_extra_of(split, target.name))
+            extras.drop_others(split, target.name)
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
@@ -131,7 +127,12 @@ def recover(split: zarr.Group) -> None:
 
 
 def _put(split: zarr.Group, target: Target) -> None:
-    extra = _write_extra(split, target) if target.extra else _extra_of(split, target.name)
+    # Labels without arrays of their own, such as lengthened ones, keep those that are there.
+    extra = (
+        extras.write(split, target.name, target.extra)
+        if target.extra
+        else extras.group_of(split, target.name)
+    )
     held = split.require_group(TARGETS)
     path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
     if path is None or beside is None or not path.exists():
@@ -156,106 +157,8 @@ def _write(held: zarr.Group, name: str, target: Target, extra: str | None) -> No
     array[:] = target.values
     # Not `attrs.update`, which writes the file once for every key.
     attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
-    further = {"settings": dict(target.settings), "extra": extra}
+    further = {"settings": dict(target.settings), extras.GROUP: extra}
     array.update_attributes({**attrs, **{key: value for key, value in further.items() if value}})
-
-
-def _write_extra(split: zarr.Group, target: Target) -> str:
-    """Writes the further arrays beside those of an earlier target, to which its labels still belong.
-
-    Returns:
-        The name of their group, which the new labels' attributes are to carry.
-    """
-    name = _extra_name(target.extra)
-    where = f"{EXTRA}/{target.name}/{name}"
-    with suppress(CacheError, *store.UNREADABLE):  # of a writer that was killed
-        if where in split and _same(_arrays(split[where]), target.extra):
-            return name
-    for key, values in target.extra.items():
-        array = split.require_group(where).create_array(
-            key,
-            shape=values.shape,
-            chunks=(max(1, min(_CHUNK, len(values))), *values.shape[1:]),
-            dtype=values.dtype,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = values
-    return name
-
-
-def _extra_name(extra: Mapping[str, ndarray]) -> str:
-    """A name for some arrays that no other arrays have."""
-    digest = hashlib.sha256()
-    for key in sorted(extra):
-        digest.update(json.dumps([key, str(extra[key].dtype), list(extra[key].shape)]).encode())
-        digest.update(np.ascontiguousarray(extra[key]).data)
-    return digest.hexdigest()[:16]
-
-
-def _extra_of(split: zarr.Group, name: str) -> str | None:
-    """The group of a target's further arrays; None where it has none, or has them without a group."""
-    array = store.member(split, f"{TARGETS}/{name}")
-    found = None if array is None else array.attrs.get("extra")
-    return None if found is None else str(found)
-
-
-def _drop_extra(split: zarr.Group, name: str, *, keep: str | None) -> None:
-    """Removes the further arrays of earlier targets of a name."""
-    where = f"{EXTRA}/{name}"
-    folder = store.folder_of(split, where)
-    if folder is not None:
-        for child in folder.iterdir():
-            if child.is_dir() and child.name != keep:
-                shutil.rmtree(child)
-        return
-    for key in store.members(split[where]):
-        if key != keep:
-            del split[where][key]
-
-
-def _arrays(group: zarr.Group) -> dict[str, ndarray]:
-    found = store.members(group).items()
-    return {key: store.read_whole(array) for key, array in found if isinstance(array, zarr.Array)}
-
-
-def _same(found: Mapping[str, ndarray], asked: Mapping[str, ndarray]) -> bool:
-    return all(k in found and found[k].tobytes() == v.tobytes() for k, v in asked.items())
-
-
-def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
-    """The further arrays of a target, in dealt order. Rows that came later may have no entry.
-
-    Raises:
-        CacheError: one is damaged.
-    """
-    stored = _extra_of(split, name)
-    where = f"{EXTRA}/{name}" if stored is None else f"{EXTRA}/{name}/{stored}"
-    try:
-        if stored is None and where not in split:
-            return {}
-        return _arrays(split[where])
-    except store.UNREADABLE as error:
-        raise _damaged_extra(split, name) from error
-
-
-def _damaged_extra(split: zarr.Group, name: str) -> CacheError:
-    where = f"{split.path}/{EXTRA}/{name}"
-    return CacheError(f"{where} is damaged: write it again with 'layerbank label'")
-
-
-def check_extra(split: zarr.Group, name: str, n_examples: int) -> None:
-    """Reads the further arrays of a target and checks that they are all there and fit each other.
-
-    Raises:
-        CacheError: they are damaged.
-    """
-    found, stored = read_extra(split, name), _extra_of(split, name)
-    counts = [(found[f"n_{key}"], len(found[key])) for key in found if f"n_{key}" in found]
-    fit = all(len(n) <= n_examples and n.min(initial=0) >= 0 and n.sum() == total for n, total in counts)
-    if not fit or (stored is not None and stored != _extra_name(found)):
-        raise _damaged_extra(split, name)
 
 
 def unfinished(split: zarr.Group) -> list[str]:
@@ -285,7 +188,7 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
     if not same or found.values.tobytes() != target.values.tobytes():
         return False
     try:
-        return _same(read_extra(split, target.name) if target.extra else {}, target.extra)
+        return not target.extra or extras.same(extras.read(split, target.name), target.extra)
     except CacheError:
         return False
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import store
+from cache import extras, store
 from cache.bank import Bank
 from cache.calibration import Calibration
 from cache.errors import CacheError
@@ -15,7 +15,7 @@ from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerpr
 from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
 from cache.place import place
 from cache.reader import Split
-from cache.targets import check_extra, unfinished
+from cache.targets import unfinished
 from cache.tensors import check_tensors
 
 
@@ -141,7 +141,7 @@ def _small_arrays(split: Split) -> list[str]:
     for target in split.target_names():
         try:
             split.target(target)
-            check_extra(split.group, target, split.n_examples)
+            extras.check(split.group, target, split.n_examples)
         except CacheError as error:
             bad.append(str(error))
     return bad

@@ -250,6 +250,8 @@ def test_arrays_that_lie_right_beside_a_target_are_read_and_replaced(labelled):
     meta.write_text(json.dumps(content))
     assert numbers(labelled) == {1}
     assert verify(open_bank(str(labelled))).ok
+    write_target(open_bank(str(labelled)).writable_split("train"), answers(1))
+    assert numbers(labelled) == {1}
     write_target(open_bank(str(labelled)).writable_split("train"), answers(2))
     assert numbers(labelled) == {2}
     assert len([child for child in folder.iterdir() if child.is_dir()]) == 1
