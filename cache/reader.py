@@ -17,7 +17,7 @@ import zarr
 from jaxtyping import Bool, Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
-from cache import calibration, codecs, store, targets
+from cache import calibration, codecs, extras, store, targets
 from cache.chunks import StoredChunks, cached_chunks
 from cache.errors import CacheError, CorruptChunk, StoreRefused, StoreUnreachable
 from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, Recipe
@@ -362,7 +362,7 @@ class Split:
         Raises:
             CacheError: it is damaged.
         """
-        return targets.read_extra(self.group, name)
+        return extras.read(self.group, name)
 
     def damaged_states(self, block: int) -> list[CacheError]:
         """The layers of a block that do not read back."""

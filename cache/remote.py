@@ -27,6 +27,8 @@ PATIENCE = "LAYERBANK_PATIENCE"
 
 _PATIENCE_S = 60.0
 _REQUEST_S = 30.0
+_LISTING_S = 600.0  # fsspec lists all in one call, which shows no progress
+_PAGE = 1000  # names in the answer of an object store, at most
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
@@ -62,9 +64,12 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
         if not await self.exists(key):
             await self.set(key, value)
 
-    async def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object below a prefix."""
-        return {meta["path"]: int(meta["size"]) async for meta in self._list(prefix or None)}
+    async def pages(self, prefix: str, after: str | None) -> AsyncIterator[dict[str, int]]:
+        """Bytes of every object below a prefix and after a key, a page at a time, in the order of keys."""
+        import obstore
+
+        async for page in obstore.list(self.store, prefix or None, offset=after, chunk_size=_PAGE):
+            yield {meta["path"]: int(meta["size"]) for meta in page}
 
     async def folders(self) -> list[str]:
         """Names right below the root that have something below them."""
@@ -77,11 +82,11 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
 class _Files(FsspecStore):  # type: ignore[misc]
     """Any other file system, through fsspec."""
 
-    async def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every file below a prefix."""
+    async def pages(self, prefix: str, after: str | None) -> AsyncIterator[dict[str, int]]:
+        """Bytes of every file below a prefix, as one page."""
         root = f"{self.path}/{prefix}".rstrip("/")
         found = await self.fs._find(root, detail=True)
-        return {path.removeprefix(f"{self.path}/"): int(facts["size"]) for path, facts in found.items()}
+        yield {path.removeprefix(f"{self.path}/"): int(facts["size"]) for path, facts in found.items()}
 
     async def folders(self) -> list[str]:
         """Names of the folders right below the root."""
@@ -218,8 +223,16 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     def _with_store(self, store: Any) -> "RemoteStore":
         return type(self)(store, url=self.url)
 
-    async def attempt(self, doing: str, key: str, request: Callable[[], Awaitable[T]]) -> T:
+    async def attempt(
+        self, doing: str, key: str, request: Callable[[], Awaitable[T]], *, limit_s: float | None = None
+    ) -> T:
         """Sends a request until it is answered.
+
+        Args:
+            doing: what it does, for the messages.
+            key: to what.
+            request: sends it once.
+            limit_s: after which one that is not answered counts as lost.
 
         Raises:
             StoreRefused: the store says no, and would say it again.
@@ -229,7 +242,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         while True:
             tries += 1
             try:
-                answer = await asyncio.wait_for(request(), _REQUEST_S)
+                answer = await asyncio.wait_for(request(), limit_s or _REQUEST_S)
                 self._answered = True
                 return answer
             except (CacheError, *_OWN_FAULTS):
@@ -313,7 +326,25 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def sizes(self, prefix: str) -> Mapping[str, int]:
         """Bytes of every object below a prefix, by key."""
-        return await self.attempt("listing", prefix, lambda: self._store.sizes(prefix))
+        return {key: size async for page in self._pages(prefix) for key, size in page.items()}
+
+    async def _pages(self, prefix: str) -> AsyncIterator[Mapping[str, int]]:
+        """What is below a prefix, by key. A page that got lost is asked for again, no page before it."""
+        pages: AsyncIterator[dict[str, int]] | None = None
+        last: str | None = None
+
+        async def following() -> dict[str, int] | None:
+            nonlocal pages
+            mine = self._store.pages(prefix, last) if pages is None else pages
+            pages = None  # where this fails
+            page = await anext(mine, None)
+            pages = mine
+            return page
+
+        limit_s = _LISTING_S if isinstance(self._store, _Files) else None
+        while (page := await self.attempt("listing", prefix, following, limit_s=limit_s)) is not None:
+            yield page
+            last = max(page, default=last)
 
     async def folders(self) -> list[str]:
         """Names right below the root that have something below them."""
@@ -321,22 +352,27 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     def list(self) -> AsyncIterator[str]:
         """Every key."""
-        return self._listed("", self._store.list)
+        return self._keys("")
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key below a prefix."""
-        return self._listed(prefix, lambda: self._store.list_prefix(prefix))
+        return self._keys(prefix)
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names right below a prefix."""
-        return self._listed(prefix, lambda: self._store.list_dir(prefix))
+        return self._names(prefix)
 
-    async def _listed(self, prefix: str, make: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+    async def _keys(self, prefix: str) -> AsyncIterator[str]:
+        async for page in self._pages(prefix):
+            for key in page:
+                yield key
+
+    async def _names(self, prefix: str) -> AsyncIterator[str]:
         async def collect() -> Any:
-            return [key async for key in make()]
+            return [name async for name in self._store.list_dir(prefix)]
 
-        for key in await self.attempt("listing", prefix, collect):
-            yield key
+        for name in await self.attempt("listing", prefix, collect):
+            yield name
 
     async def _set_many(self, values: Iterable[tuple[str, Any]]) -> None:
         # Not of the wrapped store, whose requests nobody tries again.

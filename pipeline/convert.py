@@ -19,7 +19,7 @@ from torch import Tensor
 from cache import Bank, Recipe, Writer, open_bank
 from cache.calibration import LEVELS
 from cache.layout import OUTPUT_LAYER, TOKEN_ARRAYS, Codec, Keep
-from cache.store import PARTIAL, local_path
+from cache.store import PARTIAL, disk_error, local_path
 from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.errors import PipelineError
 from pipeline.excerpt import Excerpt
@@ -134,12 +134,20 @@ def convert(
 
 
 def _copy_output_layer(source: Bank, store: str) -> None:
-    """Takes along the encoder's output layer, which a bank of masked text has."""
+    """Takes along the encoder's output layer, which a bank of masked text has.
+
+    Raises:
+        CacheError: the disk refuses.
+    """
     path, folder = local_path(source.path), local_path(store)
     if path is not None and folder is not None and (path / OUTPUT_LAYER).is_file():
         partial = folder / f"{OUTPUT_LAYER}{PARTIAL}"
-        shutil.copyfile(path / OUTPUT_LAYER, partial)
-        partial.replace(folder / OUTPUT_LAYER)
+        try:
+            shutil.copyfile(path / OUTPUT_LAYER, partial)
+            partial.replace(folder / OUTPUT_LAYER)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise disk_error(folder / OUTPUT_LAYER, error) from error
 
 
 def _check_paths(source: Bank, store: str) -> None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
+from cache.store import disk_error
+from cache.tensors import CHECKSUM, tensors_checksum
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
+from pipeline.folders import write_tensors
 from pipeline.stack import ACTIVATIONS
 
 
@@ -48,11 +50,23 @@ class OutputLayer:
             "learn": "none" if self.whole else "transform",
         }
 
+    def _checksum(self) -> str:
+        return tensors_checksum({name: value.detach().numpy() for name, value in self.weights.items()})
+
     def save(self, store: Path) -> None:
-        """Writes the weights into a bank's folder, whole or not at all."""
-        partial = store / f"{OUTPUT_LAYER}.partial"
-        safetensors.torch.save_file(self.weights, str(partial))
-        partial.replace(store / OUTPUT_LAYER)
+        """Writes the weights into a bank's folder, whole or not at all.
+
+        Raises:
+            CacheError: the disk refuses.
+        """
+        path = store / OUTPUT_LAYER
+        partial = path.with_name(f"{OUTPUT_LAYER}.partial")
+        try:
+            write_tensors(partial, self.weights, {CHECKSUM: self._checksum()})
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise disk_error(path, error) from error
 
 
 def read_output_layer(encoder: EncoderRecord, *, flag: str = "--keep masked") -> OutputLayer:

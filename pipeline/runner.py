@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
@@ -19,6 +18,7 @@ from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
 from pipeline.fitting import GROUP, Fitting, group_size, worse_half
+from pipeline.folders import write_tensors
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
@@ -379,9 +379,9 @@ def save_checkpoint(path: Path, fitting: Fitting) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(whole, str(partial), metadata={"values": json.dumps(values)})
+        write_tensors(partial, whole, {"values": json.dumps(values)})
         partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise PipelineError(f"{path} cannot be written: {error}") from error
 

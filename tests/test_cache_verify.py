@@ -60,6 +60,27 @@ def test_every_damage_is_listed_with_its_place(path):
     assert all("\n" not in line and "layerbank" in line for line in report.bad)
 
 
+@pytest.mark.parametrize("harm", ["flipped bit", "no chunk", "no array", "another array"])
+def test_damage_beside_a_target_is_listed(path, harm):
+    extra = {"text": np.arange(20, dtype=np.uint8), "n_text": np.full(10, 2, np.int32)}
+    values = np.zeros((10, 2), np.int32)
+    target = Target(name="answer", kind="span", names=(), values=values, extra=extra)
+    with Writer(str(path), recipe(codec=open_bank(str(path)).recipe.codec), splits()) as writer:
+        writer.write_target("train", target)
+    assert verify(open_bank(str(path))).ok
+    (text,) = path.glob("train/extra/answer/*/text")
+    if harm == "flipped bit":
+        damage(text / "c/0")
+    elif harm == "no chunk":
+        (text / "c/0").unlink()
+    else:
+        shutil.rmtree(text)
+        if harm == "another array":
+            shutil.copytree(text.with_name("n_text"), text)
+    report = verify(open_bank(str(path)))
+    assert report.bad == ["train/extra/answer is damaged: write it again with 'layerbank label'"]
+
+
 def test_a_split_that_went_missing_is_noticed(path):
     shutil.rmtree(path / "dev")
 

@@ -14,11 +14,12 @@ import torch
 from cache.layout import Keep
 from pipeline import parts
 from pipeline.batches import memory_budget
-from pipeline.checkpoint import load_model
+from pipeline.checkpoint import load_model, weights_sha256
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
 from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
+from pipeline.experiments._content import bank_content, data_content
 from pipeline.extract import Extraction, extract
 from pipeline.findings import Findings, save
 from pipeline.grid import Grid
@@ -187,6 +188,11 @@ class Lab:
         model = load_model(self.encoder, self.encoder_revision, trust_remote_code=False)
         return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("pooler."))
 
+    @cached_property
+    def encoder_sha256(self) -> str:
+        """Fingerprint of the encoder's weights."""
+        return weights_sha256(load_model(self.encoder, self.encoder_revision, trust_remote_code=False))
+
     def train(self, name: str, store: str, target: str, *, schedule: Schedule, **choices: Any) -> Path:
         """A head trained alone, as its costs are measured; one that is there is used again.
 
@@ -204,7 +210,8 @@ class Lab:
             PipelineError: a choice does not fit.
         """
         rates = HeadRates(lr=choices.pop("lr", HeadRates.lr))
-        out = self._run_folder(name, [store, target, asdict(schedule), asdict(rates), choices])
+        content = bank_content(store, target)
+        out = self._run_folder(name, [store, target, asdict(schedule), asdict(rates), choices, content])
         if not (out / RESULT).is_file():
             self.note(f"{name}: train on {store}")
             train_run(
@@ -248,14 +255,15 @@ class Lab:
         # A folder of prompts has a name that tells what is in it; where it lies is no matter.
         of_prompts = asked.prompts and Path(asked.prompts).name
         named = {**asdict(replace(asked, prompts=of_prompts)), "tasks": [plain_task(one) for one in tried]}
-        out = self._run_folder(name, [named, asdict(made)])
+        content = [data_content(data.path, target) for data, target in tasks]
+        out = self._run_folder(name, [named, asdict(made), content, self.encoder_sha256])
         if not (out / RESULT).is_file():
             self.note(f"{name}: tune by {method}")
             tune_run(replace(asked, out=str(out)), made, device=pick_device(self.device))
         return out
 
     def _run_folder(self, name: str, asked: Any) -> Path:
-        """A folder for one run, of another name wherever anything else is asked for."""
+        """A folder for one run, of another name wherever anything else is asked for or was read."""
         return (self.runs or self.out / "runs") / f"{name}-{digest(asked)}"
 
     @property

@@ -1,5 +1,6 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,6 +48,26 @@ class Examples:
             return has_label.astype(np.int64)
         units = self.tokens.n_words if self.target.kind == "tags" else self.tokens.kept_length("masked")
         return np.diff(spans(has_label.astype(np.int64))[spans(units)])
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of all that is learned from or scored: tokens, labels, what grades answers."""
+        tokens, target = self.tokens, self.target
+        digest = hashlib.sha256(
+            repr((target.kind, target.names, self.answers, sorted(target.extra))).encode()
+        )
+        arrays = [
+            tokens.input_ids,
+            tokens.word_id,
+            tokens.kind,
+            tokens.start,
+            tokens.n_words,
+            target.values,
+        ]
+        arrays += [target.extra[name] for name in sorted(target.extra)]
+        for array in (*arrays, *([] if tokens.predicted is None else [tokens.predicted])):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @cached_property
     def unit_of_token(self) -> Int[ndarray, " token"]:
