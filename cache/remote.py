@@ -27,6 +27,10 @@ PATIENCE = "LAYERBANK_PATIENCE"
 
 _PATIENCE_S = 60.0
 _REQUEST_S = 30.0
+_ONE_PUT_BYTES = 64 * 2**20
+"""The largest object that is written by one PUT, in the time of one request."""
+
+_PART_BYTES = 8 * 2**20
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
@@ -47,11 +51,18 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
     """A bucket through obstore."""
 
     async def set(self, key: str, value: Any) -> None:
-        """Writes an object by one PUT, which is whole or has not happened."""
+        """Writes an object by one PUT, or a large one in parts: it is whole or not there."""
         import obstore
 
         self._check_writable()
-        await obstore.put_async(self.store, key, value.as_buffer_like(), use_multipart=False)
+        await obstore.put_async(
+            self.store,
+            key,
+            value.as_buffer_like(),
+            use_multipart=len(value) > _ONE_PUT_BYTES,
+            chunk_size=_PART_BYTES,
+            max_concurrency=_ONE_PUT_BYTES // _PART_BYTES,
+        )
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none.
@@ -218,8 +229,10 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     def _with_store(self, store: Any) -> "RemoteStore":
         return type(self)(store, url=self.url)
 
-    async def attempt(self, doing: str, key: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Sends a request until it is answered.
+    async def attempt(
+        self, doing: str, key: str, request: Callable[[], Awaitable[T]], limit_s: float | None = None
+    ) -> T:
+        """Sends a request until it is answered, each time for at most `limit_s`.
 
         Raises:
             StoreRefused: the store says no, and would say it again.
@@ -229,7 +242,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         while True:
             tries += 1
             try:
-                answer = await asyncio.wait_for(request(), _REQUEST_S)
+                answer = await asyncio.wait_for(request(), limit_s or _REQUEST_S)
                 self._answered = True
                 return answer
             except (CacheError, *_OWN_FAULTS):
@@ -285,7 +298,8 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def set(self, key: str, value: Any) -> None:
         """Writes an object."""
-        await self.attempt("writing", key, lambda: self._store.set(key, value))
+        limit_s = _REQUEST_S * max(1.0, len(value) / _ONE_PUT_BYTES)
+        await self.attempt("writing", key, lambda: self._store.set(key, value), limit_s)
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none."""

@@ -9,7 +9,17 @@ from cache.bank import Bank
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
+from cache.layout import (
+    CALIBRATION,
+    GENERATIONS,
+    OUTPUT_LAYER,
+    SCALE,
+    SHIFT,
+    STATES,
+    TOKEN_ARRAYS,
+    example_arrays,
+)
+from cache.place import place
 from cache.reader import Split
 from cache.targets import unfinished
 
@@ -34,9 +44,17 @@ def verify(bank: Bank) -> Report:
         split = bank.split(name)
         blocks += split.n_blocks
         bad += _small_arrays(split) + _states(split)
+    bad = list(dict.fromkeys(bad)) + _output_layer(bank)
     if not bad:
         bad = _fingerprint(bank) + _calibration(bank)
     return Report(blocks=blocks, bad=bad)
+
+
+def _output_layer(bank: Bank) -> list[str]:
+    """Whether what masked text needs beside its splits is there."""
+    if bank.recipe.keep != "masked" or place(bank.path).size(OUTPUT_LAYER) is not None:
+        return []
+    return [f"{bank.path}/{OUTPUT_LAYER} is not there: run the same 'layerbank extract' again"]
 
 
 def _fingerprint(bank: Bank) -> list[str]:
