@@ -3,25 +3,22 @@
 A bank is written and checked through `Place` alone, so nothing else asks where it is.
 """
 
-import itertools
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from cache import remote, store
-from cache.layout import CHUNK_BYTES
 
 _REQUESTS = 16
 """Requests that one command sends to an object store at a time."""
@@ -304,20 +301,13 @@ class Objects(Place):
         return np.array(found.as_numpy_array(), dtype=np.uint8)
 
     def put_file(self, key: str, content: bytes) -> None:
-        """One PUT, or for what is large a PUT of parts that ends whole or not at all."""
+        """One PUT."""
         sync(self._store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
     def read_file(self, key: str) -> bytes:
-        """A GET for each part, as large as a chunk, so that each has the time that a chunk has."""
-        n_bytes = self.size(key)
-        if n_bytes is None:
-            raise FileNotFoundError("it is not there")
-        ends = [*range(CHUNK_BYTES, n_bytes, CHUNK_BYTES), n_bytes]
-        return b"".join(self.each(partial(self._part, key), itertools.pairwise([0, *ends])))
-
-    def _part(self, key: str, part: tuple[int, int]) -> bytes:
-        prototype = default_buffer_prototype()
-        found = sync(self._store.get(key, prototype, RangeByteRequest(*part)))
+        """One GET, which has the time that so many bytes need."""
+        prototype, n_bytes = default_buffer_prototype(), self.size(key)
+        found = None if n_bytes is None else sync(self._store.get(key, prototype, n_bytes=n_bytes))
         if found is None:
             raise FileNotFoundError("it is not there")
         return bytes(found.to_bytes())

@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,10 +28,10 @@ PATIENCE = "LAYERBANK_PATIENCE"
 
 _PATIENCE_S = 60.0
 _REQUEST_S = 30.0
-_ONE_PUT_BYTES = 64 * 2**20
-"""The largest object that is written by one PUT, in the time of one request."""
+_REQUEST_BYTES = 64 * 2**20
+"""What may pass in that time; a request for more has more time."""
 
-_PART_BYTES = 8 * 2**20
+_LONGEST_REQUEST_S = 3600.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
@@ -51,18 +52,11 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
     """A bucket through obstore."""
 
     async def set(self, key: str, value: Any) -> None:
-        """Writes an object by one PUT, or a large one in parts: it is whole or not there."""
+        """Writes an object by one PUT, which is whole or has not happened."""
         import obstore
 
         self._check_writable()
-        await obstore.put_async(
-            self.store,
-            key,
-            value.as_buffer_like(),
-            use_multipart=len(value) > _ONE_PUT_BYTES,
-            chunk_size=_PART_BYTES,
-            max_concurrency=_ONE_PUT_BYTES // _PART_BYTES,
-        )
+        await obstore.put_async(self.store, key, value.as_buffer_like(), use_multipart=False)
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none.
@@ -132,7 +126,8 @@ def connect(url: str, read_only: bool = False) -> "RemoteStore":
 def _objects(url: str) -> _Objects:
     from obstore.store import from_url
 
-    options: Any = {"timeout": f"{_REQUEST_S:.0f}s", "connect_timeout": "5s"}
+    # How long a request may take is bounded where its size is known.
+    options: Any = {"timeout": f"{_LONGEST_REQUEST_S:.0f}s", "connect_timeout": "5s"}
     config: Any = _s3_config() if urlsplit(url).scheme in ("s3", "s3a") else {}
     if str(config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
@@ -230,19 +225,20 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         return type(self)(store, url=self.url)
 
     async def attempt(
-        self, doing: str, key: str, request: Callable[[], Awaitable[T]], limit_s: float | None = None
+        self, doing: str, key: str, request: Callable[[], Awaitable[T]], n_bytes: int = 0
     ) -> T:
-        """Sends a request until it is answered, each time for at most `limit_s`.
+        """Sends a request until it is answered. `n_bytes` are to pass, where they may be many.
 
         Raises:
             StoreRefused: the store says no, and would say it again.
             StoreUnreachable: patience ended.
         """
         began, tries = time.monotonic(), 0
+        limit_s = min(_LONGEST_REQUEST_S, _REQUEST_S * max(1.0, n_bytes / _REQUEST_BYTES))
         while True:
             tries += 1
             try:
-                answer = await asyncio.wait_for(request(), limit_s or _REQUEST_S)
+                answer = await asyncio.wait_for(request(), limit_s)
                 self._answered = True
                 return answer
             except (CacheError, *_OWN_FAULTS):
@@ -283,9 +279,10 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
             f"{self.url}: {doing} {key or 'it'} was refused ({why}): check the credentials and their rights"
         )
 
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+    async def get(self, key: str, prototype: Any, byte_range: Any = None, *, n_bytes: int = 0) -> Any:
         """Reads an object, None where there is none."""
-        return await self.attempt("reading", key, lambda: self._store.get(key, prototype, byte_range))
+        request = partial(self._store.get, key, prototype, byte_range)
+        return await self.attempt("reading", key, request, n_bytes)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[Any]) -> Any:
         """Reads ranges of objects."""
@@ -298,8 +295,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def set(self, key: str, value: Any) -> None:
         """Writes an object."""
-        limit_s = _REQUEST_S * max(1.0, len(value) / _ONE_PUT_BYTES)
-        await self.attempt("writing", key, lambda: self._store.set(key, value), limit_s)
+        await self.attempt("writing", key, lambda: self._store.set(key, value), len(value))
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none."""

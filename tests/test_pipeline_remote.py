@@ -120,11 +120,11 @@ def test_masked_text_is_kept_converted_trained_on_and_removed_there(server, prox
         (tmp_path / "data" / f"{split}.jsonl").write_text(lines, "utf-8")
     corpus, encoder = load_corpus(str(tmp_path / "data")), Encoder(tiny_masked_lm("bert"), device="cpu")
     dev = {}
-    for place in (str(tmp_path / "banks"), url):
+    for kind, place in (("local", str(tmp_path / "banks")), ("remote", url)):
         extract(corpus, encoder, f"{place}/bank", keep="masked", max_length=20)
         convert(open_bank(f"{place}/bank"), f"{place}/small", layers=[2])
         for name in ("bank", "small"):
-            out = str(tmp_path / "runs" / place[:2] / name)
+            out = str(tmp_path / kind / name)
             options = {"fusion": "last_layer", "schedule": Schedule(epochs=1)}
             dev[place, name] = train_run(f"{place}/{name}", target="token", out=out, **options)["dev"]
     assert len(set(dev.values())) == 1
