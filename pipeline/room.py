@@ -132,7 +132,7 @@ def check_room(store: str, recipe: Recipe, parts: Mapping[str, HasLengths], besi
     if best:
         cure = f"--keep {best['keep']} --dtype {best['dtype']} takes {size(best['bytes'])}"
     raise PipelineError(
-        f"--store {store}: the bank takes {size(wanted)}, {size(free)} are free there: {cure}, or start "
+        f"{store}: the bank takes {size(wanted)}, {size(free)} are free there: {cure}, or start "
         "anyhow with --force"
     )
 

@@ -99,7 +99,9 @@ def test_masked_text_is_planned_as_it_is_extracted(tmp_path, monkeypatch):
 def test_a_conversion_that_cannot_fit_does_not_start(tmp_path, data, monkeypatch):
     made = extract(data, encoder(), str(tmp_path / "b"), dtype="float32")
     with_free(monkeypatch, made.bytes // 2)
-    with pytest.raises(PipelineError, match=r"the bank takes .* --keep all --dtype int8 takes .* --force"):
+    with pytest.raises(
+        PipelineError, match=r"the bank takes .* --keep all --dtype float16 takes .* --force"
+    ):
         convert(open_bank(made.store), str(tmp_path / "c"), layers=[0, 1])
     assert not (tmp_path / "c").exists()
     assert convert(open_bank(made.store), str(tmp_path / "c"), dtype="int8").bytes < made.bytes // 2

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import cli
 from cache import open_bank, remote
 from cache.layout import OUTPUT_LAYER
+from cache.place import place
 from cache.verify import verify
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
@@ -120,18 +121,18 @@ def test_masked_text_is_kept_converted_trained_on_and_removed_there(server, prox
         (tmp_path / "data" / f"{split}.jsonl").write_text(lines, "utf-8")
     corpus, encoder = load_corpus(str(tmp_path / "data")), Encoder(tiny_masked_lm("bert"), device="cpu")
     dev = {}
-    for kind, place in (("local", str(tmp_path / "banks")), ("remote", url)):
-        extract(corpus, encoder, f"{place}/bank", keep="masked", max_length=20)
-        convert(open_bank(f"{place}/bank"), f"{place}/small", layers=[2])
+    for kind, where in (("local", str(tmp_path / "banks")), ("remote", url)):
+        extract(corpus, encoder, f"{where}/bank", keep="masked", max_length=20)
+        convert(open_bank(f"{where}/bank"), f"{where}/small", layers=[2])
         for name in ("bank", "small"):
             out = str(tmp_path / kind / name)
             options = {"fusion": "last_layer", "schedule": Schedule(epochs=1)}
-            dev[place, name] = train_run(f"{place}/{name}", target="token", out=out, **options)["dev"]
+            dev[where, name] = train_run(f"{where}/{name}", target="token", out=out, **options)["dev"]
     assert len(set(dev.values())) == 1
     files = files_of(tmp_path / "banks")
     assert files_of(server.bucket / "masked") == files
     assert sum(name.endswith(OUTPUT_LAYER) for name in files) == 2
-    (server.bucket / "masked/small" / OUTPUT_LAYER).unlink()
+    place(f"{url}/small").remove(OUTPUT_LAYER)
     assert "output_layer.safetensors is not there" in verify(open_bank(f"{url}/small")).bad[0]
     assert "give --yes" in run("remove", f"{url}/bank", code=1)
     run("remove", f"{url}/bank", "--yes")
