@@ -22,6 +22,7 @@ from pipeline.encoder import Encoder
 from pipeline.extract import mask_chunks, open_output_layer, read_batch, recipe_for
 from pipeline.labels import find_labels
 from pipeline.masking import WHOLE, Masked, check_maskings
+from pipeline.output_layer import OutputLayer
 from pipeline.room import NARROWER, Lengths, byte_table, free_bytes, lengths_of, recommend, resampled
 from pipeline.tokens import Tokens, tokenize
 
@@ -134,13 +135,8 @@ def estimate(
     )  # fmt: skip
     keeps: Sequence[Keep] = NARROWER["masked" if keep == "masked" else "all"]
     lengths = _all_rows(lengths_of(tokens, keeps), samples)
-    kept = {k: int(sum(part[ALIKE[k].index(k)].sum() for part in lengths[k].values())) for k in keeps}
-    if output_layer is not None:
-        beside_bytes = output_layer.n_bytes + _TRUE_ID_BYTES * kept["masked"]
-    else:
-        labels = find_labels(corpus)[0]
-        beside_bytes = sum(values.nbytes for label in labels for values in label.values.values())
-    table = byte_table(recipe, lengths, beside_bytes)
+    kept = _kept_tokens(lengths)
+    table = byte_table(recipe, lengths, _beside_bytes(corpus, output_layer, kept))
     total = sum(part.n_tokens for part in samples.values())
     largest = max(tokens.values(), key=lambda t: len(t.input_ids))
     rate, flops = _measure(encoder, largest, recipe)
@@ -161,6 +157,20 @@ def estimate(
         batch_tokens=recipe.batch_tokens,
         splits={name: {"examples": p.n_examples, "tokens": p.n_tokens} for name, p in samples.items()},
     )
+
+
+def _kept_tokens(lengths: Lengths) -> dict[str, int]:
+    """Tokens that each choice keeps, in all splits."""
+    of_bank = {keep: [part[ALIKE[keep].index(keep)] for part in lengths[keep].values()] for keep in lengths}
+    return {keep: int(sum(length.sum() for length in parts)) for keep, parts in of_bank.items()}
+
+
+def _beside_bytes(corpus: Corpus, output_layer: OutputLayer | None, kept: Mapping[str, int]) -> int:
+    """Bytes of the targets, and of the output layer that masked text comes with."""
+    if output_layer is not None:
+        return output_layer.n_bytes + _TRUE_ID_BYTES * kept["masked"]
+    labels = find_labels(corpus)[0]
+    return sum(values.nbytes for label in labels for values in label.values.values())
 
 
 def _sample(
