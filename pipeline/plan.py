@@ -19,7 +19,7 @@ from pipeline.calibrate import encode_seconds
 from pipeline.corpus import Corpus
 from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
-from pipeline.extract import mask_chunks, open_output_layer, read_batch, recipe_for
+from pipeline.extract import mask_chunks, open_output_layer, recipe_for
 from pipeline.labels import find_labels
 from pipeline.masking import WHOLE, Masked, check_maskings
 from pipeline.output_layer import OutputLayer
@@ -182,7 +182,7 @@ def _sample(
     mask: Callable[[Tokens, str], Masked] | None = None,
 ) -> _Sample:
     """Tokenizes a split, or runs of its rows at even distances."""
-    n_rows, read = len(corpus.split(split)), read_batch(corpus, split)
+    n_rows, read = len(corpus.split(split)), corpus.reader(split)
     if sample is None or sample >= n_rows:
         firsts = range(0, n_rows, _CHUNK_ROWS)
     else:

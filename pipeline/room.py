@@ -17,7 +17,7 @@ from cache.plan import deal
 from cache.size import STATE_BYTES, bank_bytes
 from cache.store import local_path
 from pipeline.errors import PipelineError
-from pipeline.terminal import size
+from pipeline.units import size
 
 NARROWER: Mapping[Keep, tuple[Keep, ...]] = {
     "all": ("all", "words", "first"),
