@@ -81,12 +81,8 @@ def extract(
     data: flags.Data,
     encoder: flags.Encoder,
     store: Annotated[str, typer.Option(help="Folder or URL of the bank; an unfinished one is continued.")],
-    keep: Annotated[
-        Literal["all", "words", "first", "masked"], typer.Option(help="Tokens to keep.")
-    ] = "all",
-    maskings: Annotated[
-        int, typer.Option(help="With --keep masked: how often each text is masked.", min=1)
-    ] = 1,
+    keep: flags.Kept = "all",
+    maskings: flags.Maskings = 1,
     dtype: flags.StoredAs = "float16",
     layers: flags.Layers = "all",
     codec: Annotated[flags.Codec, typer.Option(help="Lossless compression.")] = "none",
@@ -100,7 +96,7 @@ def extract(
     encoder_revision: flags.EncoderRevision = None,
     batch_tokens: flags.BatchTokens = None,
     precision: flags.ForwardPrecision = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")] = False,
+    force: flags.Force = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
     scheduler: flags.Scheduler = None,
     trust_remote_code: flags.Trust = False,
@@ -142,6 +138,7 @@ def extract(
             maskings=maskings,
             force=force,
             progress=bar,
+            note=terminal.note,
             spread=spread,
         )
     terminal.warn_of_clipping(result.splits)
@@ -153,7 +150,8 @@ def plan(
     data: flags.Data,
     encoder: flags.Encoder,
     store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
-    keep: Annotated[flags.Keep, typer.Option(help="Tokens to keep.")] = "all",
+    keep: flags.Kept = "all",
+    maskings: flags.Maskings = 1,
     dtype: flags.StoredAs = "float16",
     layers: flags.Layers = "all",
     max_length: flags.MaxLength = None,
@@ -191,7 +189,7 @@ def plan(
     )
     result = estimate(
         corpus, loaded, store=store, keep=keep, dtype=dtype, layers=numbers, max_length=max_length,
-        batch_tokens=batch_tokens, sample=n_rows,
+        batch_tokens=batch_tokens, sample=n_rows, maskings=maskings,
     )  # fmt: skip
     _print(result, as_json, terminal.show_plan)
 
@@ -212,6 +210,7 @@ def convert(
     layers: flags.Layers = "all",
     keep: Annotated[flags.Keep | None, typer.Option(help="Tokens to keep of those SOURCE has.")] = None,
     codec: Annotated[flags.Codec | None, typer.Option(help="Lossless compression; as in SOURCE.")] = None,
+    force: flags.Force = False,
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -230,6 +229,7 @@ def convert(
             layers=flags.numbers(layers),
             keep=keep,
             codec=codec,
+            force=force,
             progress=bar,
         )
     terminal.warn_of_clipping(result.splits)

@@ -76,8 +76,19 @@ class Split:
 
     @cached_property
     def full_length(self) -> Int[ndarray, " example"]:
-        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it."""
-        return self.length if self.keep == "all" else self._example_array(FULL_LENGTH)
+        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it.
+
+        Raises:
+            CacheError: it is damaged; or the bank is from before banks of `words` had it.
+        """
+        if self.keep == "all":
+            return self.length
+        if not self._place.sizes(f"{self.name}/{FULL_LENGTH}"):
+            raise CacheError(
+                f"{self._place.name} was made by an earlier version, without {FULL_LENGTH}: extract it "
+                "again, into another --store"
+            )
+        return self._example_array(FULL_LENGTH)
 
     @cached_property
     def n_words(self) -> Int[ndarray, " example"]:

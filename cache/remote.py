@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -29,6 +30,10 @@ _PATIENCE_S = 60.0
 _REQUEST_S = 30.0
 _LISTING_S = 600.0  # fsspec lists all in one call, which shows no progress
 _PAGE = 1000  # names in the answer of an object store, at most
+_REQUEST_BYTES = 64 * 2**20
+"""What may pass in the time of a request; one for more has more time."""
+
+_LONGEST_REQUEST_S = 3600.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
@@ -126,7 +131,8 @@ def connect(url: str, read_only: bool = False) -> "RemoteStore":
 def _objects(url: str) -> _Objects:
     from obstore.store import from_url
 
-    options: Any = {"timeout": f"{_REQUEST_S:.0f}s", "connect_timeout": "5s"}
+    # How long a request may take is bounded where its size is known.
+    options: Any = {"timeout": f"{_LONGEST_REQUEST_S:.0f}s", "connect_timeout": "5s"}
     config: Any = _s3_config() if urlsplit(url).scheme in ("s3", "s3a") else {}
     if str(config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
@@ -199,6 +205,11 @@ def patience_s() -> float:
         raise CacheError(f"{PATIENCE}={text}: give seconds, such as 60") from error
 
 
+def _limit_s(n_bytes: int) -> float:
+    """How long a request may take in which so many bytes pass."""
+    return min(_LONGEST_REQUEST_S, _REQUEST_S * max(1.0, n_bytes / _REQUEST_BYTES))
+
+
 class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     """A Zarr store whose every request is tried again until it is answered or patience ends.
 
@@ -224,7 +235,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         return type(self)(store, url=self.url)
 
     async def attempt(
-        self, doing: str, key: str, request: Callable[[], Awaitable[T]], *, limit_s: float | None = None
+        self, doing: str, key: str, request: Callable[[], Awaitable[T]], *, limit_s: float = _REQUEST_S
     ) -> T:
         """Sends a request until it is answered.
 
@@ -242,7 +253,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         while True:
             tries += 1
             try:
-                answer = await asyncio.wait_for(request(), limit_s or _REQUEST_S)
+                answer = await asyncio.wait_for(request(), limit_s)
                 self._answered = True
                 return answer
             except (CacheError, *_OWN_FAULTS):
@@ -283,9 +294,10 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
             f"{self.url}: {doing} {key or 'it'} was refused ({why}): check the credentials and their rights"
         )
 
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+    async def get(self, key: str, prototype: Any, byte_range: Any = None, *, n_bytes: int = 0) -> Any:
         """Reads an object, None where there is none."""
-        return await self.attempt("reading", key, lambda: self._store.get(key, prototype, byte_range))
+        request = partial(self._store.get, key, prototype, byte_range)
+        return await self.attempt("reading", key, request, limit_s=_limit_s(n_bytes))
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[Any]) -> Any:
         """Reads ranges of objects."""
@@ -298,7 +310,9 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def set(self, key: str, value: Any) -> None:
         """Writes an object."""
-        await self.attempt("writing", key, lambda: self._store.set(key, value))
+        await self.attempt(
+            "writing", key, lambda: self._store.set(key, value), limit_s=_limit_s(len(value))
+        )
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none."""
@@ -341,7 +355,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
             pages = mine
             return page
 
-        limit_s = _LISTING_S if isinstance(self._store, _Files) else None
+        limit_s = _LISTING_S if isinstance(self._store, _Files) else _REQUEST_S
         while (page := await self.attempt("listing", prefix, following, limit_s=limit_s)) is not None:
             yield page
             last = max(page, default=last)

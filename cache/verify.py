@@ -12,7 +12,16 @@ from cache.bank import Bank
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
+from cache.layout import (
+    CALIBRATION,
+    GENERATIONS,
+    OUTPUT_LAYER,
+    SCALE,
+    SHIFT,
+    STATES,
+    TOKEN_ARRAYS,
+    example_arrays,
+)
 from cache.place import place
 from cache.reader import Split
 from cache.targets import unfinished
@@ -39,7 +48,7 @@ def verify(bank: Bank) -> Report:
         split = bank.split(name)
         blocks += split.n_blocks
         bad += _small_arrays(split) + _states(split)
-    bad += _output_layer(bank)
+    bad = list(dict.fromkeys(bad)) + _output_layer(bank)
     if not bad:
         bad = _fingerprint(bank) + _calibration(bank)
     return Report(blocks=blocks, bad=bad)
@@ -86,17 +95,22 @@ def _calibration(bank: Bank) -> list[str]:
 
 def _output_layer(bank: Bank) -> list[str]:
     """Whether the encoder's output layer is there and whole, where a target's decoder starts with it."""
+    if bank.recipe.keep != "masked":
+        return []
+    where = place(bank.path)
+    if where.size(OUTPUT_LAYER) is None:
+        return [f"{bank.path}/{OUTPUT_LAYER} is not there: run the same 'layerbank extract' again"]
     named = _first_settings(bank)
     if named is None:
         return []
     try:
-        shapes = check_tensors(place(bank.path).fetch(named["output_layer"]))
+        shapes = check_tensors(np.frombuffer(where.read_file(OUTPUT_LAYER), np.uint8))
         asked = (named["inner"], named["vocabulary"])
         if shapes.get("projection.weight") != asked:
             raise ValueError(f"no projection.weight of shape {asked}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [
-            f"{named['output_layer']} is damaged ({store.one_line(error)}): run the same "
+            f"{bank.path}/{OUTPUT_LAYER} is damaged ({store.one_line(error)}): run the same "
             "'layerbank extract' again"
         ]
     return []

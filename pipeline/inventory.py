@@ -54,12 +54,12 @@ def removable(store: str, *, ask: bool) -> dict[str, Any]:
         CacheError: it is no bank.
         PipelineError: the user is to be asked, and there is no terminal to ask at.
     """
-    folder = check_removable(store)
+    here = check_removable(store)
     if ask and not sys.stdin.isatty():
         raise PipelineError(f"{store} is removed only after asking, and there is no terminal: give --yes")
     return {
-        "bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
-        **_bank_line(str(folder)),
+        "bytes": sum(here.sizes().values()),
+        **_bank_line(here.name),
     }
 
 
@@ -130,7 +130,7 @@ def _bank_line(store: str) -> dict[str, Any]:
         facts = describe(open_bank(store, allow_incomplete=True))
     except CacheError as error:
         return {"store": store, "complete": False, "error": str(error)}
-    names = ("store", "complete", "encoder", "keep", "dtype", "bytes", "splits", "targets")
+    names = ("store", "complete", "fingerprint", "encoder", "keep", "dtype", "bytes", "splits", "targets")
     return {name: facts[name] for name in names}
 
 

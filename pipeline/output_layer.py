@@ -5,19 +5,18 @@ It is found in the model by its shapes, and believed only if it gives the model'
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
-from cache.store import disk_error
+from cache.place import Place
 from cache.tensors import CHECKSUM, tensors_checksum
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
-from pipeline.folders import write_tensors
 from pipeline.stack import ACTIVATIONS
 
 
@@ -50,23 +49,19 @@ class OutputLayer:
             "learn": "none" if self.whole else "transform",
         }
 
-    def _checksum(self) -> str:
-        return tensors_checksum({name: value.detach().numpy() for name, value in self.weights.items()})
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weights.nbytes for weights in self.weights.values())
 
-    def save(self, store: Path) -> None:
-        """Writes the weights into a bank's folder, whole or not at all.
+    def save(self, place: Place) -> None:
+        """Writes the weights to where a bank lies, whole or not at all.
 
         Raises:
-            CacheError: the disk refuses.
+            CacheError: the place refused.
         """
-        path = store / OUTPUT_LAYER
-        partial = path.with_name(f"{OUTPUT_LAYER}.partial")
-        try:
-            write_tensors(partial, self.weights, {CHECKSUM: self._checksum()})
-            partial.replace(path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise disk_error(path, error) from error
+        checksum = tensors_checksum({name: value.detach().numpy() for name, value in self.weights.items()})
+        place.put_file(OUTPUT_LAYER, safetensors.torch.save(self.weights, metadata={CHECKSUM: checksum}))
 
 
 def read_output_layer(encoder: EncoderRecord, *, flag: str = "--keep masked") -> OutputLayer:

@@ -120,6 +120,22 @@ def test_with_faults_between_nothing_is_lost_and_tries_are_bounded(server, proxy
     assert verify(ours).ok
 
 
+def test_a_large_file_has_more_time_than_a_chunk(server, proxy, url, monkeypatch):
+    content, here = np.random.default_rng(0).bytes(2**20 + 3), place(url)
+    monkeypatch.setattr(remote, "_REQUEST_S", 0.5)
+    monkeypatch.setattr(remote, "_REQUEST_BYTES", 2**14)
+    proxy.fault = lambda method, path: time.sleep(0.7) if method in ("PUT", "GET") else None
+    here.put_file("weights", content)
+    assert here.read_file("weights") == content
+    assert stored(server, url) == {"weights": content}
+    assert [method for method, _, _ in proxy.requests if method in ("PUT", "GET")] == ["PUT", "GET"]
+    proxy.fault = faulty(2, 0.3, ["503", "cut", "half"])
+    here.remove("weights")
+    assert here.is_vacant()
+    with pytest.raises(FileNotFoundError):
+        here.read_file("weights")
+
+
 @pytest.mark.parametrize("then", ["start", "late start"])
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(server, proxy, url, tmp_path, then):
     local, taken = fill(tmp_path / "bank", MANY), []

@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from banks import complete, copy_to, damage, files_of, recipe, splits
+from banks import complete, copy_to, damage, files_of, make, recipe, splits
 
 from cache import CacheError, Target, Writer, open_bank
 from cache.verify import verify
@@ -85,6 +85,15 @@ def test_a_split_that_went_missing_is_noticed(path):
     shutil.rmtree(path / "dev")
 
     assert len(verify(open_bank(str(path))).bad) == 1
+
+
+def test_a_bank_of_words_from_before_full_length_says_so_once(tmp_path):
+    make(tmp_path / "bank", keep="words")
+    for split in ("train", "dev"):
+        shutil.rmtree(tmp_path / "bank" / split / "full_length")
+
+    (line,) = verify(open_bank(str(tmp_path / "bank"))).bad
+    assert "was made by an earlier version, without full_length: extract it again, into another" in line
 
 
 def test_an_edited_attribute_is_noticed(path):

@@ -67,6 +67,9 @@ def test_banks_and_runs_are_found(place):
     assert found["runs"][0]["store"] == str(place / "banks" / "a")
     assert found["runs"][0]["fusion"] == "attention"
     assert all(bank["complete"] for bank in found["banks"])
+    assert [b["fingerprint"] for b in found["banks"]] == [
+        open_bank(b["store"]).fingerprint for b in found["banks"]
+    ]
     json.dumps(found, allow_nan=False)
 
 
