@@ -21,7 +21,8 @@ class Convergence(Experiment):
     Every run is trained alone. Its seconds are those of training; the extraction is not among them.
 
     Args:
-        methods: of early fusion, with commas between; `name+fusion` trains that fusion on top.
+        methods: of early fusion, with commas between; `name+fusion` trains that fusion on top; ``none``
+            for none.
         fusions: late fusions, with commas between.
         epochs: of each head.
         early_epochs: of each run through the encoder.
@@ -44,7 +45,8 @@ class Convergence(Experiment):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        self.methods, self.fusions = methods.split(","), fusions.split(",")
+        self.methods = [] if methods == "none" else methods.split(",")
+        self.fusions = fusions.split(",")
         for method in self.methods:
             if method in ("spot", "attempt"):
                 raise PipelineError(
@@ -56,6 +58,8 @@ class Convergence(Experiment):
     def run(self, lab: Lab) -> Findings:
         """Trains every run, then reads what each epoch noted."""
         began = time.perf_counter()
+        if self.methods:
+            lab.check_text(*lab.data, instead=", or --set methods=none")
         rows: list[dict[str, Any]] = []
         drawn: list[Figure] = []
         notes: list[str] = []
