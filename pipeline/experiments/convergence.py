@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Experiment, Lab
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.job import Schedule
+from pipeline.plot import score_name
 from pipeline.records import read_record
 
 
@@ -111,7 +112,7 @@ def _figures(runs: Sequence[Path], on: str, metric: str) -> list[Figure]:
         chart = figures.lines(
             [row for row in rows if row[name] is not None],
             x="seconds", y=name, series="run", dashed="kind", log_x=True,
-            x_title="seconds of training", y_title=title,
+            x_title="seconds of training", y_title=score_name(metric) if name == "dev" else title,
         )  # fmt: skip
         about = f"Lines: {title} of each run after each epoch, against its seconds of training."
         found.append(
