@@ -75,6 +75,8 @@ class FewShot(Experiment):
             raise PipelineError(f"--set trials={trials} fusions={fusions}: give 1 or more of each")
         if curve < 0:
             raise PipelineError(f"--set curve={curve}: give a number of epochs, or 0")
+        if n is not None and n < 1:
+            raise PipelineError(f"--set n={n}: give 1 or more layers")
 
     def run(self, lab: Lab) -> Findings:
         """The tables and figures of every target."""
