@@ -694,16 +694,29 @@ def compare(
 @app.command()
 def experiment(
     name: Annotated[str, typer.Argument(help="Which, such as fusion-table; a wrong name lists them.")],
-    data: Annotated[list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what.")],
-    encoder: flags.Encoder,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what; DATA may be a bank.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
+    encoder: Annotated[
+        str | None, typer.Option(help="Hub id or directory of the encoder; that of DATA if it is a bank.")
+    ] = None,
     banks: Annotated[
         str | None, typer.Option(help="Folder or URL of banks, made where they lack; OUT/banks by default.")
     ] = None,
-    options: Annotated[
+    settings: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
     ] = None,
+    dtype: flags.StoredAs = "float16",
+    layers: flags.Layers = "all",
+    max_length: flags.MaxLength = None,
+    text: flags.Text = None,
+    text_pair: flags.TextPair = None,
+    words: flags.Words = None,
+    options: flags.Options = None,
+    revision: flags.Revision = None,
     encoder_revision: flags.EncoderRevision = None,
+    trust_remote_code: flags.Trust = False,
     memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     device: flags.Device = "auto",
@@ -715,22 +728,32 @@ def experiment(
 
     from pipeline import terminal
     from pipeline.device import set_threads
-    from pipeline.experiments._base import Data as OnData
-    from pipeline.experiments._base import Lab, perform
+    from pipeline.experiments import _base as module
+    from pipeline.experiments._reading import Reading
 
+    reading = Reading(
+        text=text, text_pair=text_pair, words=words, options=options, revision=revision,
+        max_length=max_length, dtype=dtype, layers=flags.numbers(layers),
+    )  # fmt: skip
     set_threads(threads)
-    lab = Lab(
+    on = tuple(module.Data.parse(one) for one in data)
+    if encoder is None:
+        known = module.encoder_of(on)
+        encoder, encoder_revision = known.name, known.revision
+    lab = module.Lab(
         out=Path(out),
         encoder=encoder,
-        data=tuple(OnData.parse(one) for one in data),
+        data=on,
         banks=(banks or f"{out}/banks").rstrip("/"),
         encoder_revision=encoder_revision,
+        trust_remote_code=trust_remote_code,
+        reading=reading,
         device=device,
         precision=precision,
         memory_bytes=flags.size_bytes(memory),
         note=terminal.note,
     )
-    _print(perform(name, flags.settings(options), lab), as_json, terminal.show_findings)
+    _print(module.perform(name, flags.settings(settings), lab), as_json, terminal.show_findings)
 
 
 @app.command()

@@ -1,10 +1,10 @@
-"""Fingerprints of what lies at a path: a run is used again only while all it was made of is the same."""
+"""Fingerprints of what is learned from: a run is used again only while all it was made of is the same."""
 
 import hashlib
 import json
 
 from cache import open_bank
-from pipeline.corpus import load_corpus
+from pipeline.corpus import Corpus
 
 _ROWS = 4096
 """Rows that are held as Python's values at a time."""
@@ -26,13 +26,9 @@ def bank_content(store: str, target: str) -> list[object]:
     return [bank.fingerprint, labels]
 
 
-def data_content(data: str, target: str) -> str:
-    """Of a data set's texts and one column of labels.
-
-    Raises:
-        PipelineError: it cannot be read.
-    """
-    corpus, digest = load_corpus(data), hashlib.sha256()
+def data_content(corpus: Corpus, target: str) -> str:
+    """Of a data set's texts and one column of labels."""
+    digest = hashlib.sha256()
     for name, split in corpus.splits.items():
         columns = [c for c in (*corpus.inputs, target) if c in split.table.column_names]
         digest.update(json.dumps([name, columns]).encode())
