@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import safetensors.torch
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
-from pipeline import batches, cluster, metrics
+from pipeline import batches, metrics
 from pipeline.batches import Feeds, Key, feed_key
+from pipeline.device import pick_device
 from pipeline.errors import PipelineError
 from pipeline.fitting import GROUP, Fitting, group_size
 from pipeline.grid import Shape, Stack
@@ -27,6 +30,9 @@ from pipeline.train import Progress, fit_together, predictions
 
 CHECKPOINT_S = 20.0
 """Seconds between two checkpoints of a stack; one is written after an epoch."""
+
+STACKS = "stacks"
+"""Folder, in a sweep's, of the stacks that are done and of the checkpoints of the others."""
 
 Note = Callable[[str], None]
 
@@ -42,7 +48,7 @@ class Plan:
         default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
     )
     memory_bytes: int = batches.MEMORY_BYTES
-    device: str = "cpu"
+    device: str = "cpu"  # as it is asked for: ``auto`` is picked where the heads train
     train_on: tuple[Piece, ...] = ()  # takes the place of the train split
     depth: int | None = None  # number of the layer that stands for the encoder's last
 
@@ -80,9 +86,22 @@ class Runner:
         progress: Progress = lambda *_: None,
     ) -> None:
         self.plan, self.note, self.progress = plan, note, progress
-        self.device = torch.device(plan.device)
-        self._checkpoints = checkpoints
-        self._feeds = Feeds(memory_bytes=plan.memory_bytes, device=self.device, note=note)
+        self.checkpoints = checkpoints
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the heads compute; asked for only where they do, which may be elsewhere.
+
+        Raises:
+            PipelineError: it is not there.
+        """
+        return pick_device(self.plan.device)
+
+    @cached_property
+    def _feeds(self) -> Feeds:
+        return Feeds(
+            memory_bytes=self.plan.memory_bytes, device=self.device, note=lambda text: self.note(text)
+        )
 
     @cached_property
     def bank(self) -> Bank:
@@ -205,13 +224,13 @@ class Runner:
         return keep
 
     def _checkpoint(self, stack: Stack) -> Path | None:
-        return None if self._checkpoints is None else self._checkpoints / f"{stack.digest}.safetensors"
+        return None if self.checkpoints is None else self.checkpoints / f"{stack.digest}.safetensors"
 
     def forget(self, stack: Stack) -> None:
-        """Removes the checkpoint of a stack that is done."""
+        """Removes the checkpoint of a stack that is done, and what a killed process left of one."""
         path = self._checkpoint(stack)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        for file in path.parent.glob(f"{path.name}*") if path is not None else ():
+            file.unlink(missing_ok=True)
 
     def _test(self, job: Job, trained: Sequence[Trained]) -> list[dict[str, float]]:
         """All scores of every head on the test split; none where there is no such split or target."""
@@ -257,35 +276,6 @@ class Runner:
         }
 
 
-def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Iterator[Outcome]]:
-    """What trains stacks on the workers of a Dask cluster, one stack a task.
-
-    A worker opens the bank by its URL or path, and holds its states for the stacks that come after.
-
-    Args:
-        client: see `pipeline.cluster.connect`.
-        plan: what the stacks share.
-    """
-
-    def train(stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        cluster.check_versions(client)
-        for _, outcome in cluster.run(client, partial(_train_one, plan), stacks, ahead=1):
-            yield outcome
-
-    return train
-
-
-_held: list[tuple[Plan, Runner]] = []
-
-
-def _train_one(plan: Plan, stack: Stack) -> Outcome:
-    """A stack, trained in a worker."""
-    if not _held or _held[0][0] != plan:
-        _held[:] = [(plan, Runner(plan))]
-    [outcome] = _held[0][1].train([stack])
-    return outcome
-
-
 def weight_bytes(head: Head) -> int:
     """What a head in training keeps: weights, gradient, moments, the best epoch's copy, and buffers."""
     return 4 * (5 * head.n_parameters()[0] + sum(buffer.numel() for buffer in head.buffers()))
@@ -324,7 +314,8 @@ def save_checkpoint(path: Path, fitting: Fitting) -> None:
         PipelineError: the disk refuses.
     """
     tensors, values = fitting.state()
-    partial = path.with_name(f"{path.name}.partial")
+    # A name of its own: a worker that was given up for dead may still be writing the same one.
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
