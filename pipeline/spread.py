@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool
@@ -90,7 +91,7 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
         path=path,
         fingerprint=open_bank(path, allow_incomplete=True).fingerprint,
         recipe=stage.writer.recipe,
-        opening=stage.encoder.opening,
+        opening=_found_anywhere(stage.encoder.opening),
         threads=threads,
     )
     devices = cluster.on_every_worker(client, partial(prepare, setting))
@@ -102,6 +103,12 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     except KeyboardInterrupt:
         raise stage.stopped() from None
     return len(stage.todo)
+
+
+def _found_anywhere(opening: dict[str, Any]) -> dict[str, Any]:
+    """How the encoder is opened from any folder."""
+    name = Path(opening["name"])
+    return {**opening, "name": str(name.resolve())} if name.is_dir() else opening
 
 
 def _together(client: "Client", threads: int | None, devices: set[str]) -> int:

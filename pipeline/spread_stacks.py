@@ -103,7 +103,7 @@ def _train(
             say(note)
         stack, outcome = sent[wire], done.outcome
         say(
-            f"stack {number} of {len(sent)}: {stack.shape.name}, {len(stack.rates)} heads, "
+            f"stack {number} of {len(sent)}: {stack.shape.name}, heads: {len(stack.rates)}, "
             f"{outcome.seconds * len(stack.rates):.1f} s at {done.worker}"
         )
         yield replace(outcome, stack=stack)
