@@ -32,8 +32,8 @@ def at_work(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(threads or _dask_threads())
         try:
             yield
-        except (PipelineError, CacheError, OSError) as error:
-            raise PipelineError(f"worker {address()}: {error}") from None
+        except (PipelineError, CacheError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            raise PipelineError(f"worker {address()}: {str(error) or type(error).__name__}") from None
 
 
 def address() -> str:

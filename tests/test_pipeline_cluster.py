@@ -181,6 +181,11 @@ def test_what_a_task_raises_comes_back(client):
         list(cluster.run(client, _fail, [0]))
 
 
+def rows_of(result):
+    """Rows without their times."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in result["rows"]]
+
+
 @pytest.mark.slow
 def test_a_bank_in_an_object_store_is_that_of_one_process(ready, tmp_path, client, server):
     if server is None:
@@ -191,11 +196,10 @@ def test_a_bank_in_an_object_store_is_that_of_one_process(ready, tmp_path, clien
     found = extract(data, encoder, url, dtype="int8", spread=there)
     assert found.blocks_encoded == found.blocks > 20
     assert files_of(server.bucket / "cluster/bank") == files_of(tmp_path / "alone")
-
-
-def rows_of(result):
-    """Rows without their times."""
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in result["rows"]]
+    grid, schedule = Grid(targets=["intent"], fusions=["linear"]), Schedule(epochs=1)
+    alone = sweep(Plan(store=str(tmp_path / "alone"), schedule=schedule), grid, out=str(tmp_path / "a"))
+    plan, there = Plan(store=url, schedule=schedule), spread_stacks.on_cluster(client, threads=1)
+    assert rows_of(sweep(plan, grid, out=str(tmp_path / "b"), spread=there)) == rows_of(alone)
 
 
 @pytest.mark.slow
@@ -356,6 +360,8 @@ def test_tasks_of_one_process_take_turns_with_the_threads_they_are_given():
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(task, [1, 2, 3]))
     assert sorted(most) == [(1, 1), (1, 2), (1, 3)]
+    with pytest.raises(PipelineError, match="worker here: MemoryError"), at_work(1):
+        raise MemoryError
 
 
 def test_a_process_that_trains_nothing_asks_for_no_device(sent):
