@@ -1,9 +1,11 @@
 """Data in: a folder, a named task or a Hub id becomes splits of rows, with the columns that are the input.
 
-Rows stay in Arrow, and are turned into Python objects only a batch at a time. This module knows which
-columns are the input; what the other columns mean as labels is `pipeline.labels`' business.
+Rows stay in Arrow, long tables in a mapped file, and are turned into Python objects only a batch at a time.
+This module knows which columns are the input; what the other columns mean as labels is `pipeline.labels`'
+business.
 """
 
+import mmap
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +19,7 @@ from jaxtyping import Int32
 
 from pipeline.columns import CHUNK_ROWS, Rows, describe, position
 from pipeline.errors import PipelineError, nearest
+from pipeline.mapped import in_file, let_go
 from pipeline.quiet import HUB, quiet
 from pipeline.readers import READERS, plain, read_class_names, read_files
 from pipeline.tasks._base import PARQUET_BRANCH, Task, load_task, task_names
@@ -42,6 +45,9 @@ class Split:
 
     lines: Int32[np.ndarray, " row"] | None = None
     """The line each row starts on, from 1; None where the source has no lines."""
+
+    mapped: mmap.mmap | None = None
+    """The file that a long table lies in."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -95,6 +101,12 @@ class Corpus:
         if name not in self.splits:
             raise PipelineError(f"{self.name}: no split {name!r}: {nearest(name, self.splits)}")
         return self.splits[name]
+
+    def release(self) -> None:
+        """Lets go of the memory of tables that lie in files; they are read again when they are needed."""
+        for split in self.splits.values():
+            if split.mapped is not None:
+                let_go(split.mapped)
 
     def texts(self, split: str, rows: slice = slice(None)) -> list[str] | list[list[str]]:
         """Inputs in row order: a string a row, or a list of words a row where `words` is set."""
@@ -154,7 +166,13 @@ def load_corpus(
         for role, column in inputs.items():
             if column is not None:
                 _check_input(split, role, column)
+    splits = {name: _in_file(split) for name, split in splits.items()}
     return Corpus(name=data, splits=splits, class_names=class_names, task=task, **inputs)
+
+
+def _in_file(split: Split) -> Split:
+    table, mapped = in_file(split.table)
+    return replace(split, table=table, mapped=mapped)
 
 
 def _find(data: str, keep_text: set[str], revision: str | None) -> tuple[Task | None, dict[str, Rows]]:

@@ -25,6 +25,7 @@ from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, find_labels, locate_labels, read_labels
 from pipeline.masking import Masked, check_maskable, chunked, masked
+from pipeline.memory import give_back
 from pipeline.output_layer import OutputLayer, read_output_layer
 from pipeline.room import check_room
 from pipeline.stage import Progress, Stage
@@ -106,6 +107,8 @@ def extract(
         rows = _masked_rows(corpus, encoder, length, targets, store, maskings=maskings, seed=seed)
     else:
         rows = _plain_rows(corpus, encoder, length, targets)
+    corpus.release()
+    give_back()
     tokens = rows.tokens
     recipe = recipe_for(
         corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,

@@ -1,4 +1,4 @@
-"""Memory of the process: the most that a stretch of work took, and what is freed kept for the next step."""
+"""Memory of the process: its peak, and what is freed, kept for the next step or given back."""
 
 import contextlib
 import ctypes
@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 
 
@@ -49,3 +50,14 @@ def keep_freed() -> None:
 
 _KEPT = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
 """M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD of glibc's malloc.h, in bytes."""
+
+
+def give_back() -> None:
+    """Gives freed memory back to the system, where the C library is glibc.
+
+    Tensors of a forward are freed between others that stay, and the heap keeps their pages: over the blocks
+    of an extraction they add up (docs/log.md).
+    """
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -25,6 +25,7 @@ from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
+from pipeline.memory import give_back
 from pipeline.quantise import Quantised, Quantiser
 from pipeline.tokens import Tokens
 
@@ -186,6 +187,7 @@ class Stage:
             return self._write(lane, split, block, states, found)
         finally:
             self._free.put(lane)
+            give_back()
 
     def _fill(self, lane: _Lane, split: str, block: int) -> Quantised | None:
         """Computes a block's states into a lane's buffer, as they will be stored."""

@@ -2,13 +2,11 @@
 
 import hashlib
 import json
-import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,12 +16,10 @@ from numpy import ndarray
 from cache.layout import ALIKE, Keep, Kind
 from cache.targets import ranges, spans
 from pipeline.errors import PipelineError
+from pipeline.mapped import Column, let_go
 
 _COLUMNS = {"input_ids": np.int32, "word_id": np.int32, "kind": np.uint8, "type_id": np.uint8}
 """The arrays with one entry a token."""
-
-_IN_MEMORY_BYTES = 2**22
-"""A longer array lies in a temporary file and is mapped, so that memory does not grow with the data."""
 
 Inputs = Sequence[str] | Sequence[Sequence[str]]
 Batch = tuple[Inputs, Inputs | None]
@@ -124,7 +120,7 @@ class Tokens:
         """Lets go of the memory of what lies in a file; it is read again when it is needed."""
         for array in (self.input_ids, self.word_id, self.kind, self.type_id):
             if isinstance(array, np.memmap):
-                array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+                let_go(array._mmap)  # type: ignore[attr-defined]
 
     def of_rows(self, rows: Int[ndarray, " one"]) -> tuple["Tokens", Int[ndarray, " some"]]:
         """The tokens of some rows alone, and where they are among all."""
@@ -168,7 +164,7 @@ def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> To
         for (texts, counts), encoded in _encoded_ahead(tokenizer, map(_flat_options, batches), max_length)
     )
     with ExitStack() as files:
-        return _join(parts, {name: _Column(files, dtype) for name, dtype in _COLUMNS.items()})
+        return _join(parts, {name: Column(files, dtype) for name, dtype in _COLUMNS.items()})
 
 
 def _flat_options(batch: Batch) -> tuple[Inputs, Inputs | None, list[int]]:
@@ -219,27 +215,7 @@ def _in_questions(rows: Tokens, counts: list[int]) -> Tokens:
     )
 
 
-class _Column:
-    """An array put together part by part: in memory at first, in a nameless file once it is long."""
-
-    def __init__(self, files: ExitStack, dtype: Any) -> None:
-        spool: Any = SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES)  # noqa: SIM115
-        self._file = files.enter_context(spool)
-        self._dtype = dtype
-
-    def add(self, part: ndarray) -> None:
-        self._file.write(np.ascontiguousarray(part, dtype=self._dtype).data)
-
-    def array(self) -> ndarray:
-        self._file.flush()
-        if self._file.tell() <= _IN_MEMORY_BYTES:
-            self._file.seek(0)
-            return np.frombuffer(self._file.read(), self._dtype)
-        self._file.fileno()  # a file from here on, if it was none
-        return np.memmap(self._file._file, self._dtype, mode="r")
-
-
-def _join(parts: Iterable[Tokens], columns: dict[str, _Column]) -> Tokens:
+def _join(parts: Iterable[Tokens], columns: dict[str, Column]) -> Tokens:
     small: dict[str, list[ndarray]] = {n: [np.empty(0, np.int32)] for n in ("n_words", "cut", "empty")}
     lengths, pieces = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for part in parts:

@@ -1,16 +1,19 @@
 """The few-shot experiment: what is trained on what, and that a cut-off one goes on."""
 
 import json
+import threading
 from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
 
 import pytest
 import tiny
+import torch
 
 from cache import JoinedBank, Piece, open_bank
 from pipeline import train
 from pipeline.errors import PipelineError
+from pipeline.experiments import _base as sweeps
 from pipeline.experiments._base import Data, Lab, perform
 from pipeline.experiments.few_shot import LR
 from pipeline.job import HeadRates, Schedule, prepare
@@ -84,6 +87,50 @@ def test_one_that_was_cut_off_goes_on_to_the_best_of_every_epoch_setting(made, t
     again = count_epochs(monkeypatch)
     assert scores(few_shot(made, tmp_path, **few)) == lines
     assert not again
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_draws_side_by_side_are_what_they_are_one_by_one(made, tmp_path, monkeypatch):
+    few = {"fusions": "dwatt,attention"}
+    threads, real = set(), train.train_epoch
+
+    def seen(fittings, epoch):
+        threads.add(threading.current_thread())
+        assert torch.get_num_threads() == 1
+        return real(fittings, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", seen)
+        beside = scores(few_shot(made, tmp_path / "beside", **few))
+    assert threads
+    assert threading.main_thread() not in threads
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert scores(few_shot(made, tmp_path / "alone", **few)) == beside
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_draw_that_fails_ends_the_others(made, tmp_path, monkeypatch):
+    begun, real = [], sweeps.sweep
+
+    def one_fails(plan, grid, **options):
+        begun.append(grid.first_seed)
+        if grid.first_seed == 1:
+            raise PipelineError("no room")
+        return real(plan, grid, **options)
+
+    monkeypatch.setattr(sweeps, "sweep", one_fails)
+    with pytest.raises(PipelineError, match="no room"):
+        few_shot(made, tmp_path, sizes="2", trials="4", epochs="400", fusions="attention")
+    assert set(begun) == {0, 1}
 
 
 def alone(fusion, n_examples, trial, made):

@@ -556,10 +556,13 @@ def test_a_bank_from_before_precision_was_a_choice_is_float32(tmp_path, corpus):
     assert extract(data, encoder_of(), str(path)).blocks_encoded == 0
 
 
-def test_long_token_tables_lie_in_a_file_and_give_the_same_bank(tmp_path, corpus, monkeypatch):
+def test_long_tables_lie_in_files_and_give_the_same_bank(tmp_path, corpus, monkeypatch):
     data = corpus(train=many_rows(40))
     extract(data, encoder_of(), str(tmp_path / "one"))
-    monkeypatch.setattr("pipeline.tokens._IN_MEMORY_BYTES", 8)
+    assert data.splits["train"].mapped is None
+    monkeypatch.setattr("pipeline.mapped.IN_MEMORY_BYTES", 8)
+    data = corpus(train=many_rows(40))
+    assert data.splits["train"].mapped is not None
     mapped = _tokenize(data, "train", encoder_of(), 40)
     assert isinstance(mapped.input_ids, np.memmap)
     mapped.release()

@@ -5,15 +5,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
+
+import torch
 
 from cache.layout import Keep
 from pipeline import parts
 from pipeline.checkpoint import load_model
 from pipeline.corpus import load_corpus
-from pipeline.device import pick_device, pick_precision
+from pipeline.device import pick_device, pick_precision, side_by_side
 from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import Extraction, extract
@@ -24,6 +26,7 @@ from pipeline.results import RESULT
 from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
+from pipeline.train import Progress
 from pipeline.tuning.run import Asked, TaskAsked, make_plan, plain_task, tune_run
 
 
@@ -107,7 +110,15 @@ class Lab:
             device=str(pick_device(self.device)), **choices,
         )  # fmt: skip
 
-    def sweep(self, name: str, plan: Plan, grid: Grid, *, keep_heads: bool = True) -> list[dict[str, Any]]:
+    def sweep(
+        self,
+        name: str,
+        plan: Plan,
+        grid: Grid,
+        *,
+        keep_heads: bool = True,
+        progress: Progress = lambda *_: None,
+    ) -> list[dict[str, Any]]:
         """The rows of a sweep's heads, those that failed left out and noted in `lost`.
 
         Finished stacks are kept below the experiment's folder.
@@ -116,7 +127,9 @@ class Lab:
             PipelineError: every head of a fusion on a target failed.
         """
         self.note(f"{name}: {plan.store}")
-        rows = sweep(plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note)["rows"]
+        rows = sweep(
+            plan, grid, out=str(self.folder(name)), keep_heads=keep_heads, note=self.note, progress=progress
+        )["rows"]
         whole = [row for row in rows if row["status"] == "ok"]
         alive = {(row["fusion"], row["target"]) for row in whole}
         for row in (row for row in rows if row["status"] != "ok"):
@@ -125,6 +138,42 @@ class Lab:
                 raise PipelineError(f"{said} {row['status']}, as all its heads did: give a lower --set lr")
             self.lost.append(f"{said} {row['status']} and does not count")
         return whole
+
+    def sweeps(self, asked: Mapping[str, tuple[Plan, Grid]]) -> dict[str, list[dict[str, Any]]]:
+        """Several sweeps that do not wait for each other, by name; heads are not kept.
+
+        On a CPU each is on a thread of its own, where there are enough of them: stacks that read different
+        examples cannot step together, and products shared by threads wait for the slowest. They begin in
+        the order given, so the dearest should come first.
+
+        Raises:
+            PipelineError: as for `sweep`.
+        """
+        threads, failed = torch.get_num_threads(), list[BaseException]()
+
+        def go_on(*_: Any) -> None:
+            if failed:
+                raise PipelineError("another sweep of the experiment ended early")
+
+        def one(name: str, memory_bytes: int) -> list[dict[str, Any]]:
+            go_on()
+            plan, grid = asked[name]
+            plan = replace(plan, memory_bytes=memory_bytes)
+            try:
+                return self.sweep(name, plan, grid, keep_heads=False, progress=go_on)
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        with side_by_side(pick_device(self.device), len(asked)) as run:
+            memory_bytes = self.memory_bytes // (threads // torch.get_num_threads())
+            try:
+                return dict(
+                    zip(asked, run([partial(one, name, memory_bytes) for name in asked]), strict=True)
+                )
+            except BaseException as error:
+                failed.append(error)  # Ctrl-C is known here alone; the others end after their epoch
+                raise failed[0] from None
 
     def folder(self, name: str) -> Path:
         """Where a sweep is kept."""

@@ -16,6 +16,7 @@ from pipeline.experiments._tables import Row, average, band, groups, integers, k
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
 from pipeline.job import Schedule, open_target
+from pipeline.runner import Plan
 
 BASE = "transformer"
 """The fusion that others are compared with: the paper's own base, "Base+n"."""
@@ -30,7 +31,8 @@ class FewShot(Experiment):
     C is the number of classes, for tags that of entity types. A trial is one draw and one seed of the
     weights; a head's score is its best dev score over the epoch settings. With a constant learning rate
     after the warm-up, the longest run passes through the end of every shorter one, so it is the only one
-    that is trained. Decoders are one linear layer, as in the paper.
+    that is trained. Decoders are one linear layer, as in the paper. Every draw is a sweep of its own, for
+    the heads of a stack read the same examples; draws train side by side.
 
     Args:
         fusions: late fusions, with commas between.
@@ -70,7 +72,7 @@ class FewShot(Experiment):
             raise PipelineError(f"--set trials={trials} fusions={fusions}: give 1 or more of each")
 
     def run(self, lab: Lab) -> Findings:
-        """A sweep for each draw, whose heads of all fusions train together."""
+        """The tables and figures of every target."""
         began = time.perf_counter()
         rows: list[dict[str, Any]] = []
         notes: list[str] = []
@@ -113,12 +115,15 @@ class FewShot(Experiment):
             f"{work.on}: no N = {size}, {size * n_classes} of {n_examples} examples asked for"
             for size in self.sizes[len(sizes) :]
         ]
-        rows = []
-        for size in sizes:
-            rows += self._of_size(work, size, n_classes, None)
-        for depth in self._depths(work.bank):
-            rows += self._of_size(work, sizes[-1], n_classes, depth)
-        return rows
+        wanted = [(size, None) for size in sizes] + [
+            (sizes[-1], depth) for depth in self._depths(work.bank)
+        ]
+        draws = [
+            _Draw(work, size, size * n_classes, depth, trial)
+            for size, depth in wanted
+            for trial in range(self.trials)
+        ]
+        return self._of_draws(work, draws)
 
     def _depths(self, bank: Bank) -> list[int]:
         last = bank.recipe.encoder.n_layers - 1
@@ -126,37 +131,38 @@ class FewShot(Experiment):
             return list(range(1, last + 1))
         return integers("depth", self.depth) if self.depth else []
 
-    def _of_size(self, work: "_Work", size: int, n_classes: int, depth: int | None) -> list[dict[str, Any]]:
-        """One sweep a trial."""
+    def _of_draws(self, work: "_Work", draws: Sequence["_Draw"]) -> list[dict[str, Any]]:
+        """A sweep a draw, whose heads of all fusions train together; the rows in the order of the draws."""
+        dearest_first = sorted(draws, key=lambda draw: -draw.n_examples)
+        found = work.lab.sweeps({draw.name: (self._plan(draw), self._grid(draw)) for draw in dearest_first})
         rows = []
-        n_examples = size * n_classes
-        schedule = Schedule(
-            epochs=self.epochs[-1], dev_epochs=tuple(self.epochs), decay=False,
-            warmup_steps=self.warmup_steps, precision=work.lab.product_precision,
-        )  # fmt: skip
-        for trial in range(self.trials):
-            draw = Piece(store=work.store, n_examples=n_examples, seed=trial)
-            name = f"{work.on}-{size}-{trial}".replace(" ", "-") + (f"-depth{depth}" if depth else "")
-            # The test set is left alone: the score is the best dev score.
-            plan = work.lab.plan(
-                work.store, schedule, train_on=(draw,), depth=depth, splits={"train": "train", "dev": "dev"}
-            )
-            found = work.lab.sweep(name, plan, self._grid(work, trial, depth), keep_heads=False)
-            shared = {"data": work.data.name, "on": work.on, "size": size, "trial": trial}
-            shared |= {"examples": n_examples, "depth": depth, "cut": depth is not None}
-            shared["steps"] = math.ceil(n_examples / self.batch_size)
-            rows += [{**row, **shared} for row in found]
+        for draw in draws:
+            shared = {"data": work.data.name, "on": work.on, "size": draw.size, "trial": draw.trial}
+            shared |= {"examples": draw.n_examples, "depth": draw.depth, "cut": draw.depth is not None}
+            shared["steps"] = math.ceil(draw.n_examples / self.batch_size)
+            rows += [{**row, **shared} for row in found[draw.name]]
         return rows
 
-    def _grid(self, work: "_Work", trial: int, depth: int | None) -> Grid:
+    def _plan(self, draw: "_Draw") -> Plan:
+        lab, store = draw.work.lab, draw.work.store
+        schedule = Schedule(
+            epochs=self.epochs[-1], dev_epochs=tuple(self.epochs), decay=False,
+            warmup_steps=self.warmup_steps, precision=lab.product_precision,
+        )  # fmt: skip
+        pieces = (Piece(store=store, n_examples=draw.n_examples, seed=draw.trial),)
+        # The test set is left alone: the score is the best dev score.
+        splits = {"train": "train", "dev": "dev"}
+        return lab.plan(store, schedule, train_on=pieces, depth=draw.depth, splits=splits)
+
+    def _grid(self, draw: "_Draw") -> Grid:
         options: dict[str, list[Any]] = {"layers": ["linear"]}
         if BASE in self.fusions:
-            n_layers = depth or work.bank.recipe.encoder.n_layers - 1
+            n_layers = draw.depth or draw.work.bank.recipe.encoder.n_layers - 1
             options["n"] = [self.n or max(1, round(n_layers / 12))]
         return Grid(
-            targets=(work.target,), fusions=self.fusions, options=options, lr=(self.lr,),
+            targets=(draw.work.target,), fusions=self.fusions, options=options, lr=(self.lr,),
             lr_of={name: rate for name, rate in self.rates.items() if name in self.fusions},
-            batch_size=(self.batch_size,), first_seed=trial,
+            batch_size=(self.batch_size,), first_seed=draw.trial,
         )  # fmt: skip
 
     def _figures(self, rows: Sequence[Row]) -> list[Figure]:
@@ -186,6 +192,23 @@ class _Work:
     @property
     def on(self) -> str:
         return f"{self.data.name} {self.target}"
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Examples drawn for one trial."""
+
+    work: _Work
+    size: int  # N
+    n_examples: int
+    depth: int | None  # layers after which the bank is cut off
+    trial: int
+
+    @property
+    def name(self) -> str:
+        """That of its sweep."""
+        cut = f"-depth{self.depth}" if self.depth else ""
+        return f"{self.work.on}-{self.size}-{self.trial}".replace(" ", "-") + cut
 
 
 def _rates(given: str) -> dict[str, float]:
