@@ -128,7 +128,9 @@ def _absolute(stack: Stack) -> Stack:
     def found(name: str, value: Any) -> Any:
         if name != "sources":
             return value
-        return ",".join(str(Path(run.strip()).absolute()) for run in str(value).split(",") if run.strip())
+        # Joined and no more: what differs as it was given stays different.
+        runs = [run.strip() for run in str(value).split(",") if run.strip()]
+        return ",".join(os.path.join(os.getcwd(), run) for run in runs)
 
     options = tuple((name, found(name, value)) for name, value in stack.shape.options)
     return replace(stack, shape=replace(stack.shape, options=options))
