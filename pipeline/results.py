@@ -22,15 +22,14 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
-from pipeline.attentions import Attentions
+from pipeline.attentions import ATTENTIONS, Attentions
 from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec, build_head
-from pipeline.job import Goal, HeadRates, Schedule, Trained
+from pipeline.job import Goal, HeadRates, Precision, Schedule, Trained
 from pipeline.versions import made_by
 
 CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
 SWEEP = "sweep.json"
-ATTENTIONS = "attentions.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
 
 
@@ -102,6 +101,7 @@ class Run:
     spec: HeadSpec
     head: Head
     result: dict[str, Any]
+    precision: Precision = "float32"  # of the head's products
 
 
 def check_free(out: str, *, overwrite: bool) -> None:
@@ -283,6 +283,7 @@ def load_run(path: str) -> Run:
         spec=spec,
         head=head.eval(),
         result=result,
+        precision=config.get("schedule", {}).get("precision", "float32"),
     )
 
 

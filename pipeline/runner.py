@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from pipeline import batches, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
-from pipeline.fitting import GROUP, Fitting, group_size
+from pipeline.fitting import GROUP, Fitting, group_size, worse_half
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
@@ -47,7 +48,7 @@ class Plan:
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
     )
-    memory_bytes: int = batches.MEMORY_BYTES
+    memory_bytes: int | None = None  # for states and heads, half each; by the device if None
     device: str = "cpu"  # as it is asked for: ``auto`` is picked where the heads train
     train_on: tuple[Piece, ...] = ()  # takes the place of the train split
     depth: int | None = None  # number of the layer that stands for the encoder's last
@@ -61,7 +62,6 @@ class Outcome:
     goal: Goal  # its target without values
     trained: list[Trained]
     test: list[dict[str, float]]  # all scores of each head; empty where there is no test split
-    seconds: float  # of one head
 
 
 class Runner:
@@ -98,6 +98,17 @@ class Runner:
         return pick_device(self.plan.device)
 
     @cached_property
+    def _planned(self) -> tuple[str, int]:
+        """Type of the device that pieces are planned for, and bytes for their heads.
+
+        Those of a CPU where the device is not here: workers elsewhere may have it.
+        """
+        try:
+            return self.device.type, self._feeds.budget_bytes // 2  # the other half is for states
+        except PipelineError:
+            return "cpu", batches.memory_budget(torch.device("cpu"), self.plan.memory_bytes) // 2
+
+    @cached_property
     def _feeds(self) -> Feeds:
         return Feeds(
             memory_bytes=self.plan.memory_bytes, device=self.device, note=lambda text: self.note(text)
@@ -129,9 +140,11 @@ class Runner:
         """
         goal = self.check(stack)
         head = build_head(goal.spec, seed=0)
-        memory_bytes = self.plan.memory_bytes // 2  # the other half is for states
+        device, memory_bytes = self._planned
         size = stack_size(goal, head, self._batch_tokens(stack, head), memory_bytes)
         if size < len(stack.rates):
+            if device == "cpu" and size > GROUP:
+                size -= size % GROUP  # computed in the groups of the whole stack: the same bit for bit
             self.note(f"{stack.shape.name}: {len(stack.rates)} heads do not fit --memory, {size} at a time")
         return stack.split(size)
 
@@ -149,9 +162,14 @@ class Runner:
         def stream(stack: Stack) -> tuple[Key, int]:
             return feed_key(train, heads[stack]), stack.shape.batch_size
 
-        for _, same in itertools.groupby(sorted(stacks, key=stream), key=stream):
+        lots = lots_of(stacks, self.plan.schedule)
+        whole = sorted((lot[0] for lot in lots if len(lot) == 1), key=stream)
+        for _, same in itertools.groupby(whole, key=stream):
             for wave in self._waves(list(same), goals, heads):
                 yield from self._train_wave(wave)
+        for lot in lots:
+            if len(lot) > 1:
+                yield from self._train_by_rungs(lot)
 
     def _waves(
         self, stacks: Sequence[Stack], goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]
@@ -164,7 +182,7 @@ class Runner:
             n_heads, tokens = len(stack.rates), self._batch_tokens(stack, heads[stack])
             weights += n_heads * weight_bytes(heads[stack])
             vectors.append(min(n_heads, GROUP) * vector_bytes(goals[stack], tokens))
-            if wave and weights + sum(sorted(vectors)[-at_work:]) > self.plan.memory_bytes // 2:
+            if wave and weights + sum(sorted(vectors)[-at_work:]) > self._feeds.budget_bytes // 2:
                 yield wave
                 wave, weights, vectors = [], n_heads * weight_bytes(heads[stack]), vectors[-1:]
             wave.append(stack)
@@ -177,32 +195,56 @@ class Runner:
         return stack.shape.batch_size * len(select(split, head).read.position) / max(1, split.n_examples)
 
     def _train_wave(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        fittings = {stack: self._open(stack) for stack in stacks}
+        fittings = {stack: self._open(stack, self._checkpoint(stack)) for stack in stacks}
         by_epoch = sorted(fittings.values(), key=lambda fitting: fitting.epoch)
         for _, group in itertools.groupby(by_epoch, key=lambda fitting: fitting.epoch):
             together = list(group)
             fit_together(together, self.progress, self._keeper(fittings, together))
         for stack, fitting in fittings.items():
-            trained = fitting.trained()
-            goal = Goal(
-                target=replace(fitting.job.target, values=fitting.job.target.values[:0]),
-                spec=fitting.job.spec,
-                metric=fitting.job.metric,
-            )
-            yield Outcome(
-                stack=stack,
-                goal=goal,
-                trained=trained,
-                test=self._test(fitting.job, trained),
-                seconds=fitting.seconds / len(trained),
-            )
+            yield self._outcome(stack, fitting)
 
-    def _open(self, stack: Stack) -> Fitting:
+    def _train_by_rungs(self, pieces: Sequence[Stack]) -> Iterator[Outcome]:
+        """The pieces of one stack, one after the other up to each rung, where they are ranked as one.
+
+        Meanwhile each waits on disk. Nothing is kept of a ranking: it follows from what the pieces have
+        behind them, and one that went on to a later rung before a kill is ranked as it was.
+        """
+        rung_of: list[dict[int, int]] = [{} for _ in pieces]  # of the heads that have left
+        with tempfile.TemporaryDirectory(prefix="layerbank-") as scratch:
+            paths = [_checkpoint_in(self.checkpoints or Path(scratch), piece) for piece in pieces]
+            waiting = list(zip(pieces, paths, rung_of, strict=True))
+            for epoch in self.plan.schedule.rungs:
+                leaving = worse_half([self._standings(*piece, epoch) for piece in waiting])
+                for left, heads in zip(rung_of, leaving, strict=True):
+                    left |= dict.fromkeys(heads, epoch)
+            for stack, path, left in waiting:
+                yield self._outcome(stack, self._train_piece(stack, path, left))
+
+    def _standings(self, stack: Stack, path: Path, left: Mapping[int, int], epoch: int) -> dict[int, float]:
+        """How the heads of a piece stand at a rung; the piece is left on disk."""
+        fitting = self._train_piece(stack, path, left, epoch)
+        save_checkpoint(path, fitting)
+        return fitting.record.standings(epoch)
+
+    def _train_piece(
+        self, stack: Stack, path: Path, left: Mapping[int, int], until: int | None = None
+    ) -> Fitting:
+        fitting = self._open(stack, path)
+        fitting.leave(left)
+        fit_together([fitting], self.progress, self._keeper({stack: fitting}, [fitting]), until)
+        return fitting
+
+    def _outcome(self, stack: Stack, fitting: Fitting) -> Outcome:
+        trained, job = fitting.trained(), fitting.job
+        target = replace(job.target, values=job.target.values[:0])
+        goal = Goal(target=target, spec=job.spec, metric=job.metric)
+        return Outcome(stack=stack, goal=goal, trained=trained, test=self._test(job, trained))
+
+    def _open(self, stack: Stack, path: Path | None) -> Fitting:
         """A stack before its first epoch, or after the last that a checkpoint has."""
         job = prepare(self.bank, stack.shape.target, feeds=self._feeds, **self._choices(stack.shape))
         schedule = replace(self.plan.schedule, batch_size=stack.shape.batch_size)
         fitting = Fitting(job, stack.rates, schedule)
-        path = self._checkpoint(stack)
         if path is not None and path.is_file():
             load_checkpoint(path, fitting)
         return fitting
@@ -224,7 +266,7 @@ class Runner:
         return keep
 
     def _checkpoint(self, stack: Stack) -> Path | None:
-        return None if self.checkpoints is None else self.checkpoints / f"{stack.digest}.safetensors"
+        return None if self.checkpoints is None else _checkpoint_in(self.checkpoints, stack)
 
     def forget(self, stack: Stack) -> None:
         """Removes the checkpoint of a stack that is done, and what a killed process left of one."""
@@ -276,6 +318,22 @@ class Runner:
         }
 
 
+def lots_of(stacks: Sequence[Stack], schedule: Schedule) -> list[list[Stack]]:
+    """What one machine has to train: a stack, or with rungs all pieces of one, which are ranked together.
+
+    Args:
+        stacks: pieces that `Runner.fitting` gave.
+        schedule: of all.
+    """
+    distinct = list(dict.fromkeys(stacks))
+    if not schedule.rungs:
+        return [[stack] for stack in distinct]
+    lots: dict[Shape, list[Stack]] = {}
+    for stack in distinct:
+        lots.setdefault(stack.shape, []).append(stack)
+    return list(lots.values())
+
+
 def weight_bytes(head: Head) -> int:
     """What a head in training keeps: weights, gradient, moments, the best epoch's copy, and buffers."""
     return 4 * (5 * head.n_parameters()[0] + sum(buffer.numel() for buffer in head.buffers()))
@@ -305,6 +363,10 @@ def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
             f"{each / 2**30:.2g}GiB of the half that is for heads, give more or lower --batch-size"
         )
     return memory_bytes // each
+
+
+def _checkpoint_in(folder: Path, stack: Stack) -> Path:
+    return folder / f"{stack.digest}.safetensors"
 
 
 def save_checkpoint(path: Path, fitting: Fitting) -> None:

@@ -20,7 +20,7 @@ from pipeline.device import pick_device, pick_precision
 from pipeline.grid import Stack
 from pipeline.job import Precision
 from pipeline.results import SWEEP
-from pipeline.runner import STACKS, Note, Outcome, Plan, Runner
+from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, lots_of
 from pipeline.worker import address, at_work, check_wanted, see_bank
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A trained stack, and what a worker has to say of it."""
+    """A trained stack, or the pieces of one, and what a worker has to say of it."""
 
-    outcome: Outcome
+    outcomes: list[Outcome]
     worker: str
     notes: list[str]
 
@@ -97,17 +97,20 @@ def _train(
     setting = _setting(runner, threads)
     _greet(cluster.on_every_worker(client, partial(prepare, setting)), setting, say)
     sent = {_absolute(stack): stack for stack in stacks}
-    trained = cluster.run(client, partial(train_one, setting), sent, ahead=1)
-    for number, (wire, done) in enumerate(trained, 1):
+    lots = lots_of(list(sent), runner.plan.schedule)
+    trained = cluster.run(client, partial(train_lot, setting), lots, ahead=1)
+    for number, (lot, done) in enumerate(trained, 1):
         for note in done.notes:
             say(note)
-        stack, outcome = sent[wire], done.outcome
+        heads = [head for outcome in done.outcomes for head in outcome.trained]
         say(
-            f"stack {number} of {len(sent)}: {stack.shape.name}, heads: {len(stack.rates)}, "
-            f"{outcome.seconds * len(stack.rates):.1f} s at {done.worker}"
+            f"stack {number} of {len(lots)}: {lot[0].shape.name}, heads: {len(heads)}, "
+            f"{sum(head.seconds for head in heads):.1f} s at {done.worker}"
         )
-        yield replace(outcome, stack=stack)
-        runner.forget(wire)
+        for outcome in done.outcomes:
+            yield replace(outcome, stack=sent[outcome.stack])
+        for wire in (stack for stack in lot if stack != sent[stack]):
+            runner.forget(wire)
 
 
 def _setting(runner: Runner, threads: int | None) -> Setting:
@@ -175,8 +178,8 @@ def prepare(setting: Setting) -> tuple[str, bool]:
         return runner.device.type, runner.checkpoints is not None
 
 
-def train_one(setting: Setting, stack: Stack) -> Done:
-    """Trains a stack.
+def train_lot(setting: Setting, lot: Sequence[Stack]) -> Done:
+    """Trains a stack, or the pieces of one.
 
     Raises:
         PipelineError: it cannot be done; the worker is named with the reason.
@@ -185,10 +188,12 @@ def train_one(setting: Setting, stack: Stack) -> Done:
     with at_work(setting.threads):
         runner = _runner(setting)
         runner.note = notes.append
-        [outcome] = runner.train([stack])
         # A device of this machine is none of the one that asks.
-        trained = [replace(one, head=one.head.cpu()) for one in outcome.trained]
-        return Done(outcome=replace(outcome, trained=trained), worker=address(), notes=notes)
+        outcomes = [
+            replace(outcome, trained=[replace(one, head=one.head.cpu()) for one in outcome.trained])
+            for outcome in runner.train(lot)
+        ]
+        return Done(outcomes=outcomes, worker=address(), notes=notes)
 
 
 def _runner(setting: Setting) -> Runner:

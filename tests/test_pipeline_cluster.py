@@ -339,8 +339,8 @@ def test_a_worker_that_does_not_see_the_folder_keeps_no_checkpoints_and_it_is_sa
     spread_stacks._greet({"tcp://a": ("cpu", False), "tcp://b": ("cuda", False)}, blind, said.append)
     assert said[0].startswith("worker tcp://a and 1 more cannot write to ")
     assert said[1:] == ["workers compute on cpu and cuda: their heads differ by rounding"]
-    done = spread_stacks.train_one(blind, stack)
-    assert (done.worker, len(done.outcome.trained), done.notes) == ("here", 1, [])
+    done = spread_stacks.train_lot(blind, [stack])
+    assert (done.worker, len(done.outcomes[0].trained), done.notes) == ("here", 1, [])
 
 
 def test_tasks_of_one_process_take_turns_with_the_threads_they_are_given():
