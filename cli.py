@@ -399,8 +399,9 @@ def sweep(
 ) -> None:
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
     from contextlib import nullcontext
+    from dataclasses import replace
 
-    from pipeline import cluster, plot, terminal, tracking
+    from pipeline import cluster, plot, spread_stacks, terminal, tracking
     from pipeline import sweep as module
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
@@ -409,7 +410,8 @@ def sweep(
     from pipeline.search import Trials
 
     set_threads(threads)
-    where = pick_device(device)
+    # The workers of a cluster have devices of their own.
+    where = pick_device(device if scheduler is None else "cpu")
     grid = Grid(
         targets=flags.listed(target, "--target", str),
         fusions=flags.listed(fusion, "--fusion", str),
@@ -435,17 +437,22 @@ def sweep(
         metric=metric,
         splits={"train": train_split, "dev": dev_split, "test": test_split},
         memory_bytes=flags.size_bytes(memory),
-        device=str(where),
+        device=str(where) if scheduler is None else device,
     )
     workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
     log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out), note=terminal.note)
     with workers as client, log_of_sweep as log:
+        spread = None
+        if client is not None:
+            spread = spread_stacks.on_cluster(client, threads=threads)
+            there = spread_stacks.common_precision(client, precision, device)
+            plan = replace(plan, schedule=replace(schedule, precision=there))
         result = module.sweep(
             plan,
             grid,
             out=out,
             trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials is not None else None,
-            client=client,
+            spread=spread,
             note=terminal.note,
             progress=terminal.stack_note,
             finished=tracking.heads(log),

@@ -3,6 +3,7 @@
 A bank is written and checked through `Place` alone, so nothing else asks where it is.
 """
 
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,6 +48,10 @@ class Place(ABC):
     @abstractmethod
     def writing(self) -> AbstractContextManager[None]:
         """Held while the bank is written."""
+
+    @abstractmethod
+    def is_writable(self) -> bool:
+        """Whether this process may write there, as far as can be told beforehand."""
 
     @abstractmethod
     def is_vacant(self) -> bool:
@@ -150,6 +155,10 @@ class Folder(Place):
         """Holds the folder's lock."""
         return store.writing(self.path)
 
+    def is_writable(self) -> bool:
+        """What the folder's permissions say."""
+        return os.access(self.path, os.W_OK)
+
     def is_vacant(self) -> bool:
         """Whether nothing is there but Zarr's unfinished root metadata, and nobody's own file."""
         if not self.path.exists():
@@ -247,6 +256,10 @@ class Objects(Place):
         each after all blocks are there.
         """
         yield
+
+    def is_writable(self) -> bool:
+        """Always: a store tells nobody's rights, the first PUT finds them out."""
+        return True
 
     def is_vacant(self) -> bool:
         """Whether no object is there."""
