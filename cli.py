@@ -518,6 +518,7 @@ def tune(
     text: flags.Text = None,
     text_pair: flags.TextPair = None,
     words: flags.Words = None,
+    choices: flags.Options = None,
     revision: flags.Revision = None,
     encoder_revision: flags.EncoderRevision = None,
     overwrite: flags.Overwrite = False,
@@ -539,7 +540,7 @@ def tune(
     first = module.TaskAsked(
         data=data,
         target=target,
-        columns={"text": text, "text_pair": text_pair, "words": words},
+        columns={"text": text, "text_pair": text_pair, "words": words, "options": choices},
         revision=revision,
         metric=metric,
         verbalizer=flags.settings(verbalizer, "--verbalizer"),

@@ -9,7 +9,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float64, Int, Int32
 from numpy import ndarray
 
-from cache import Split, Target
+from cache import Target
 from cache.targets import spans
 from pipeline.corpus import Corpus
 from pipeline.corpus import Split as Rows
@@ -250,17 +250,16 @@ class AnswerTexts:
     """The text side of a span target: scores predicted spans. Nothing is read before it is asked for.
 
     Args:
-        split: of a bank.
-        target: name of the target.
+        read: gives what is kept beside the target, see `Located`.
     """
 
-    def __init__(self, split: Split, target: str) -> None:
-        self._split, self._target = split, target
+    def __init__(self, read: Callable[[], Mapping[str, ndarray]]) -> None:
+        self._read = read
         self._scored: dict[tuple[int, int, int], tuple[float, float]] = {}
 
     @cached_property
-    def _stored(self) -> dict[str, ndarray]:
-        return self._split.target_extra(self._target)
+    def _stored(self) -> Mapping[str, ndarray]:
+        return self._read()
 
     @cached_property
     def _bounds(self) -> tuple[Int[ndarray, " boundary"], Int[ndarray, " boundary"]]:
@@ -272,7 +271,7 @@ class AnswerTexts:
         return [json.loads(whole[a:b].decode("utf-8")) for a, b in itertools.pairwise(bounds)]
 
     def text_and_answers(self, example: int) -> tuple[str, list[str]]:
-        """The context and the answers of an example, in the bank's order."""
+        """The context and the answers of an example, in the order of the target."""
         if example >= len(self._lines):  # a row that came later and was given no label
             return "", []
         context, answers = self._lines[example]
@@ -298,6 +297,15 @@ class AnswerTexts:
                 totals[head] += self._of(example, first, last)
         found = 100.0 * totals / max(1, answered)
         return {"span_f1": found[:, 1], "exact_match": found[:, 0]}
+
+    def score_texts(self, predictions: Sequence[str]) -> dict[str, float]:
+        """The same scores of one prediction in words for each example."""
+        best: list[tuple[float, float]] = []
+        for example, predicted in enumerate(predictions):
+            if answers := self.text_and_answers(example)[1]:
+                best.append(_best(predicted, answers))
+        exact, overlap = 100.0 * np.sum(np.reshape(best, (-1, 2)), axis=0) / max(1, len(best))
+        return {"span_f1": float(overlap), "exact_match": float(exact)}
 
     def _of(self, example: int, first: int, last: int) -> tuple[float, float]:
         key = (example, first, last)  # many heads and epochs predict the same
@@ -333,14 +341,16 @@ def numbered(keys: Sequence[Hashable]) -> dict[str, ndarray]:
 
 def grader(
     target: Target, extra: Mapping[str, ndarray], counts: Int[ndarray, " example"] | None = None
-) -> "Questions | OptionTexts | None":
-    """What scores a target beside its own metrics; None where nothing is kept for that.
+) -> "AnswerTexts | Questions | OptionTexts | None":
+    """What scores a target by its texts or questions; None where nothing is kept for that.
 
     Args:
         target: with its labels.
         extra: what is kept beside it, in the same order.
         counts: options of each example.
     """
+    if target.kind == "span" and extra:
+        return AnswerTexts(lambda: extra)
     if target.kind == "class" and "group" in extra:
         return Questions(gold=target.values, group=extra["group"])
     if target.kind == "choice" and "text" in extra and counts is not None:

@@ -187,7 +187,7 @@ def load(
 def _grader(split: Split, target: Target) -> Texts | None:
     """What scores the target's answers, where the bank keeps what it takes."""
     if target.kind == "span":
-        return AnswerTexts(split, target.name)
+        return AnswerTexts(lambda: split.target_extra(target.name))
     if target.kind not in ("class", "choice"):
         return None
     return grader(target, split.target_extra(target.name), split.n_words)

@@ -42,11 +42,11 @@ CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
-class _Contexts:
+class Contexts:
     """The second texts of some inputs, and where their tokens stand in them."""
 
     texts: Sequence[str] = ()
-    offsets: Sequence[Int[ndarray, "token 2"]] = ()
+    offsets: Sequence[Int[ndarray, "_ 2"]] = ()
 
     def answers(self, found: Int[ndarray, "example 2"]) -> list[str]:
         """The characters of the spans; an empty text where there is none."""
@@ -68,7 +68,7 @@ class Encoded:
     n_words: Int[ndarray, " example"]
     layers: tuple[int, ...]
     states: Float[Tensor, "layer token width"]
-    contexts: _Contexts = _Contexts()
+    contexts: Contexts = Contexts()
 
 
 def encode(
@@ -206,9 +206,9 @@ class Predictor:
         for shown, predicted in zip(rows.shown, self.predict(rows.texts, rows.pairs), strict=True):
             yield {**shown, **predicted}
 
-    def _contexts(self, texts: Any, contexts: Any) -> "_Contexts":
+    def _contexts(self, texts: Any, contexts: Any) -> "Contexts":
         length = self.runs[0].source.max_length
-        return _Contexts(contexts, context_offsets(self._encoder.tokenizer, texts, contexts, length))
+        return Contexts(contexts, context_offsets(self._encoder.tokenizer, texts, contexts, length))
 
     @torch.inference_mode()
     def _predict(self, run: Run, encoded: Encoded) -> list[Any]:

@@ -149,10 +149,12 @@ def show_extraction(result: Mapping[str, Any]) -> None:
     if any(facts["words_cut"] for facts in result["splits"].values()):
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
     for split, facts in result["splits"].items():
-        if facts.get("answers_cut"):
-            note(
-                f"{facts['answers_cut']} answers of {split} stand in no token, most cut off by --max-length"
-            )
+        _note_cut(split, facts.get("answers_cut", 0))
+
+
+def _note_cut(split: str, answers: int) -> None:
+    if answers:
+        note(f"{answers} answers of {split} stand in no token, most cut off by --max-length")
 
 
 def show_plan(result: Mapping[str, Any]) -> None:
@@ -254,6 +256,9 @@ def show_tuned(result: Mapping[str, Any]) -> None:
         f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
         f"{result['seconds']:.1f} s"
     )
+    for cut in result.get("answers_cut", {}).values():
+        for split, answers in cut.items():
+            _note_cut(split, answers)
 
 
 def _learned(result: Mapping[str, Any]) -> str:

@@ -90,18 +90,20 @@ class Tokens:
         """
         if self.piece is None:
             return rows, start
-        pieces, count = self._pieces(self.piece, rows)
+        pieces, count = self.sequences(rows)
         length = self.piece[pieces + 1] - self.piece[pieces]
         before = spans(kept[ranges(self.piece[pieces], length)].view(np.int8))[spans(length)[:-1]]
         # Kept tokens of the pieces before, less those of the rows before.
         return pieces, before + np.repeat(start - before[spans(count)[:-1]], count)
 
-    def _pieces(
-        self, piece: Int[ndarray, " piece_end"], rows: Int[ndarray, " chosen"]
+    def sequences(
+        self, rows: Int[ndarray, " chosen"]
     ) -> tuple[Int[ndarray, " piece"], Int[ndarray, " chosen"]]:
-        """Numbers of the sequences of some rows, and how many each row has."""
-        first = np.searchsorted(piece, self.start[rows])
-        count = np.searchsorted(piece, self.start[rows + 1]) - first
+        """The sequences of some rows, by their number in `pieces`, and how many each row has."""
+        if self.piece is None:
+            return rows, np.ones(len(rows), dtype=np.int64)
+        first = np.searchsorted(self.piece, self.start[rows])
+        count = np.searchsorted(self.piece, self.start[rows + 1]) - first
         return ranges(first, count), count
 
     def kept_length(self, keep: Keep) -> Int[ndarray, " row"]:
@@ -136,15 +138,9 @@ class Tokens:
             cut=self.cut[rows],
             empty=self.empty[rows],
             predicted=None if self.predicted is None else self.predicted[at],
-            piece=None if self.piece is None else spans(self._piece_lengths(self.piece, rows)),
+            piece=None if self.piece is None else spans(self.pieces.length[self.sequences(rows)[0]]),
         )
         return part, at
-
-    def _piece_lengths(
-        self, piece: Int[ndarray, " piece_end"], rows: Int[ndarray, " chosen"]
-    ) -> Int[ndarray, " piece"]:
-        pieces, _ = self._pieces(piece, rows)
-        return piece[pieces + 1] - piece[pieces]
 
 
 def tokenize(tokenizer: Any, batches: Iterable[Batch], *, max_length: int) -> Tokens:

@@ -260,6 +260,17 @@ def tiny_masked_lm(family: str = "bert") -> str:
     return folder
 
 
+@cache
+def tiny_text_to_text() -> str:
+    """The folder of a tiny T5 with a language-model head that is tied to its embeddings."""
+    folder = str(_root() / "text-to-text")
+    shutil.copytree(tiny_encoder("t5"), folder)
+    config = transformers.T5Config.from_pretrained(folder, decoder_start_token_id=0)
+    torch.manual_seed(1)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def copy_of(
     family: str, folder: Path, change: Callable[[dict[str, torch.Tensor]], None] | None = None
 ) -> str:

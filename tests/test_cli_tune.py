@@ -8,6 +8,7 @@ import safetensors.torch
 import tiny
 import torch
 import tuning
+from questions import choice_rows, write
 from typer.testing import CliRunner
 
 import cli
@@ -84,6 +85,12 @@ RANDOM = ("--set", "transfer=false", "--set", "length=2")
         (["--lr", "0"], 1, "--lr 0.0: give a number above 0"),
         (["--fusion", "single_layer", "--set", "layer=9"], 1, "reads layer 9, the encoder has 0 to 3"),
         (["--dev-split", "nowhere"], 1, "no split 'nowhere'"),
+        (["--options", "nowhere", "--text", "intent"], 1, "no column 'nowhere'"),
+        (
+            ["--options", "intent", "--text-pair", "tags"],
+            1,
+            "--options and --words or --text-pair were given",
+        ),
         (["--max-length", "99"], 1, "--max-length 99: the encoder has 32 positions"),
         (["--max-length", "0"], 1, "--max-length 0: the encoder adds 2 special tokens, give 3 or more"),
         (["--method", "attempt", *RANDOM, "--set", "temperature=1000"], 1, "--set temperature=1000"),
@@ -96,6 +103,24 @@ def test_foreseen_faults_are_one_line(folder, flags, code, said):
     assert said in " ".join(err.split())
     assert code == 2 or err.strip().count("\n") == 0
     assert not (folder / "bad").exists()
+
+
+def test_multiple_choice_from_the_command_line_and_back(folder, tmp_path):
+    write(tmp_path / "data", choice_rows, {"train": 12, "dev": 6, "test": 4})
+    flags = ["--encoder", folder / "encoder", "--target", "label", "--options", "options", "--epochs", 1]
+    threads = ["--threads", 1, "--device", "cpu"]
+    run = tmp_path / "run"
+    code, out, err = call("tune", tmp_path / "data", *flags, *threads, "--out", run, "--json")
+    assert code == 0, err
+    assert json.loads(out)["decoder"] == "choice"
+    code, out, _ = call("evaluate", run, "--split", "test", "--json", *threads)
+    assert set(json.loads(out)["metrics"]) == {"accuracy"}
+    code, out, _ = call("predict", run, "open the door\tthe red door\tthe lamp", *threads)
+    assert json.loads(out)["options"] == ["the red door", "the lamp"]
+    assert json.loads(out)["label"] in (0, 1)
+    code, _, err = call("predict", run, "open the door", *threads)
+    assert (code, err.strip().count("\n")) == (1, 0)
+    assert "chooses among options" in err
 
 
 def test_evaluate_takes_other_data_for_a_tuned_run_only(folder, tmp_path):

@@ -1,6 +1,5 @@
 """Questions: answers that are spans and options to choose from, from rows of text to predictions."""
 
-import json
 import re
 import string
 
@@ -9,6 +8,7 @@ import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from questions import choice_rows, question_rows, write
 
 from cache import Kind, open_bank
 from pipeline import answers as module
@@ -29,50 +29,9 @@ from pipeline.run import train_run
 from pipeline.runner import Plan
 from pipeline.sweep import sweep
 
-NOUNS, COLOURS = tiny.NOUNS, tiny.COLOURS
 
-
-def question_rows(split, n):
-    """Questions for the colour of a thing; the answer is the word before it, a span of the context."""
-    random = np.random.default_rng([len(split), 5])
-    rows = []
-    for k in range(n):
-        colours, nouns = random.permutation(COLOURS), random.permutation(NOUNS)
-        context = f"The {colours[0]} {nouns[0]}, the {colours[1]} {nouns[1]}!"
-        which = int(random.integers(2))
-        rows.append(
-            {
-                "id": str(k),
-                "question": str(nouns[which]),
-                "context": context,
-                "answers": {
-                    "text": [str(colours[which])],
-                    "answer_start": [context.index(str(colours[which]))],
-                },
-            }
-        )
-    return rows
-
-
-def choice_rows(split, n):
-    """Which option names the thing of the premise."""
-    random = np.random.default_rng([len(split), 6])
-    rows = []
-    for _ in range(n):
-        nouns = [str(noun) for noun in random.permutation(NOUNS)]
-        n_options = int(random.integers(2, 5))
-        right = int(random.integers(n_options))
-        options = [f"the {COLOURS[k % 3]} {noun}" for k, noun in enumerate(nouns[:n_options])]
-        rows.append({"text": f"open the {nouns[right]}", "options": options, "label": right})
-    return rows
-
-
-def write(folder, make, sizes):
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, n in sizes.items():
-        lines = "".join(json.dumps(row) + "\n" for row in make(split, n))
-        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
-    return str(folder)
+def texts_of(split):
+    return AnswerTexts(lambda: split.target_extra("answer"))
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +89,7 @@ def test_the_gold_span_of_every_row_is_its_answer(squad_bank):
         split, rows = bank.split(name), question_rows(name, n)
         target = split.target("answer")
         assert (target.kind, target.metric, target.values.shape) == ("span", "span_f1", (n, 2))
-        texts = AnswerTexts(split, "answer")
+        texts = texts_of(split)
         for example, row in enumerate(split.row):
             first, last = target.values[example].tolist()
             assert texts.span_text(example, first, last) == rows[row]["answers"]["text"][0]
@@ -157,7 +116,7 @@ def test_answers_cut_off_are_counted_and_have_no_span(tmp_path, encoder):
     missing = (split.target("answer").values < 0).all(1)
     assert 0 < second < 8
     assert missing.sum() == second == result.splits["train"]["answers_cut"]
-    assert AnswerTexts(split, "answer").score(np.full((1, 8, 2), -1)) == {
+    assert texts_of(split).score(np.full((1, 8, 2), -1)) == {
         "span_f1": [0],
         "exact_match": [0],
     }
@@ -293,7 +252,7 @@ def test_answers_can_be_added_later(squad_bank, encoder, tmp_path):
     for name in SIZES:
         late, early = (open_bank(path).split(name) for path in (bare.store, squad_bank.store))
         assert np.array_equal(late.target("answer").values, early.target("answer").values)
-        texts = AnswerTexts(late, "answer").score(late.target("answer").values[None].astype(np.int64))
+        texts = texts_of(late).score(late.target("answer").values[None].astype(np.int64))
         assert texts["exact_match"] == [100]
 
 
@@ -309,7 +268,7 @@ def test_a_smaller_bank_answers_alike(squad_bank, choice_bank, tmp_path, kind):
         assert other.n_tokens == one.n_words.sum()
         return
     predictions = one.target("answer").values[None].astype(np.int64)
-    assert AnswerTexts(other, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
+    assert texts_of(other).score(predictions) == {"span_f1": [100], "exact_match": [100]}
 
 
 def test_rows_that_come_later_have_answers_too(encoder, tmp_path):
@@ -321,7 +280,7 @@ def test_rows_that_come_later_have_answers_too(encoder, tmp_path):
     assert result.new_rows == {"train": 10}
     split = open_bank(store).split("train")
     predictions = split.target("answer").values[None].astype(np.int64)
-    assert AnswerTexts(split, "answer").score(predictions) == {"span_f1": [100], "exact_match": [100]}
+    assert texts_of(split).score(predictions) == {"span_f1": [100], "exact_match": [100]}
 
 
 def test_choices_can_be_added_later(choice_bank, encoder, tmp_path):

@@ -1,13 +1,14 @@
 """Early fusion from text to text: verbalised labels, generation, parsing, and what is refused."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
 import tuning
-from encoders import tiny_encoder
+from encoders import tiny_encoder, tiny_text_to_text
 
 from pipeline.errors import PipelineError
 from pipeline.predict import read_inputs
@@ -21,12 +22,9 @@ WORDS = {"move": "able", "sound": "fox", "switch": "the lazy"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data, and a T5 with a language-model head that is tied to its embeddings."""
+    """Data, and a T5."""
     folder = tmp_path_factory.mktemp("text")
-    shutil.copytree(tiny_encoder("t5"), folder / "encoder")
-    config = transformers.T5Config.from_pretrained(folder / "encoder", decoder_start_token_id=0)
-    torch.manual_seed(1)
-    transformers.T5ForConditionalGeneration(config).save_pretrained(folder / "encoder")
+    shutil.copytree(tiny_text_to_text(), folder / "encoder")
     return folder
 
 
@@ -64,7 +62,7 @@ def test_loss_is_that_of_a_plain_forward(folder, method, length):
 def test_predictions_are_what_is_generated_for_each_row_alone(folder):
     tuned, _, job = ready(folder, "prompt_tuning", options={"length": "3"})
     tuned.eval()
-    tokenizer, tuned.max_new_tokens = tuned.backbone.tokenizer, 6
+    tokenizer = tuned.backbone.tokenizer
     made = []
     for row in range(4):
         batch = batch_of(tuned, job.dev[0], [row])
@@ -73,15 +71,16 @@ def test_predictions_are_what_is_generated_for_each_row_alone(folder):
         )
         made.append(" ".join(tokenizer.decode(out[0], skip_special_tokens=True).split()))
     # Two rows' answers are called classes; all else is none.
-    tuned.answers = [[made[0], "not generated", made[1] if made[1] != made[0] else "nor this"]]
-    tuned.answers[0] = [text or "empty" for text in tuned.answers[0]]
-    expected = [tuned.answers[0].index(text) if text in tuned.answers[0] else -1 for text in made]
+    spelled = [made[0], "not generated", made[1] if made[1] != made[0] else "nor this"]
+    spelled = [text or "empty" for text in spelled]
+    tuned.wordings = [replace(tuned.wordings[0], longest=6, spelled=tuple(spelled))]
+    expected = [spelled.index(text) if text in spelled else -1 for text in made]
     assert predictions(tuned, job.dev[0])[:4].tolist() == expected
 
 
 def test_output_that_is_no_class_is_wrong(folder):
     tuned, _, job = ready(folder)
-    tuned.answers = [["never", "ever", "said"]]
+    tuned.wordings = [replace(tuned.wordings[0], spelled=("never", "ever", "said"))]
     scores = report(tuned, job.dev[0])
     assert (scores["unparsable"], scores["accuracy"]) == (100.0, 0.0)
 
@@ -148,6 +147,8 @@ def test_what_a_model_from_text_to_text_cannot_take(folder):
         ready(folder, "bitfit")
     with pytest.raises(PipelineError, match="is tags: a model from text to text learns classes"):
         ready(folder, target="tags", task={})
+    with pytest.raises(PipelineError, match="--verbalizer is for classes, target 'score' is float"):
+        ready(folder, target="score")
     with pytest.raises(PipelineError, match="--fusion and --decoder need an encoder"):
         ready(folder, fusion="dwatt")
     with pytest.raises(PipelineError, match="method fine_tune has no option 'pooling'"):

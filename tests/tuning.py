@@ -23,7 +23,7 @@ def asked(folder, method, target="intent", *, out="run", task=None, further=(), 
         data(folder / "data")
     if not (folder / "encoder").is_dir():
         tiny.encoder(folder / "encoder")
-    first = TaskAsked(data=str(folder / "data"), target=target, **(task or {}))
+    first = TaskAsked(**{"data": str(folder / "data"), "target": target, **(task or {})})
     choices = {"encoder": str(folder / "encoder"), **choices}
     return Asked(tasks=[first, *further], method=method, out=str(folder / out), **choices)
 

@@ -18,7 +18,7 @@ from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.folder import TaskSpec, TunedRun
 from pipeline.tuning.folder import load as load_folder
 from pipeline.tuning.model import Tuned
-from pipeline.tuning.verbalizer import spell
+from pipeline.tuning.wording import wording_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +127,9 @@ def assemble(
     except (PipelineError, ValueError) as error:
         raise PipelineError(f"--method {method} with {backbone.record.name}: {error}") from error
     heads = [build_head(task.head, seed=seed) for task in tasks if task.head is not None]
-    spelled = [spell(backbone.tokenizer, task.target, task.texts)[1] for task in tasks if task.texts]
+    wordings = [wording_of(task, backbone.tokenizer) for task in tasks if task.head is None]
     layers = [task.head.layers for task in tasks if task.head is not None]
-    return Tuned(backbone, part, heads, layers, spelled)
+    return Tuned(backbone, part, heads, layers, wordings)
 
 
 def open_run(

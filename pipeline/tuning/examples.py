@@ -1,8 +1,8 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,12 +11,17 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from cache import Kind, Target
+from cache import Target
 from cache.targets import ranges, spans
+from pipeline import metrics
+from pipeline.answers import grader
 from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError
 from pipeline.head import Head, Inputs
-from pipeline.labels import Labels
+from pipeline.labels import Labels, locate_labels
+from pipeline.metrics import Texts
+from pipeline.selection import KINDS
+from pipeline.tokens import Batch as RowBatch
 from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.tuning.backbone import Backbone
 
@@ -34,20 +39,49 @@ class Examples:
     task: int  # its number among the tasks that are learned together
     tokens: Tokens
     target: Target  # labels in the order of the rows
-    answers: tuple[tuple[int, ...], ...] = ()  # tokens that stand for each class, from text to text
+    answers: tuple[tuple[int, ...], ...] = ()  # tokens of what to say for each row, from text to text
+    cut: int = 0  # answered rows whose answer stands in no token
 
     def __len__(self) -> int:
         return len(self.tokens.length)
 
     @cached_property
     def labelled(self) -> Int[ndarray, " row"]:
-        """Units with a label in each row: 0 or 1, or the number of tagged words or predicted tokens."""
-        values = self.target.values
-        has_label = ~np.isnan(values) if self.target.kind == "float" else values >= 0
-        if self.target.kind not in ("tags", "token"):
+        """Units with a label in each row: 0 or 1, or the number of tagged words or predicted tokens.
+
+        A question whose options are all wrong has nothing to learn from.
+        """
+        values, kind = self.target.values, self.target.kind
+        if kind == "span":
+            return np.min(values >= 0, axis=1).astype(np.int64)
+        has_label = ~np.isnan(values) if kind == "float" else values >= int(kind == "choice")
+        if kind not in ("tags", "choice", "token"):
             return has_label.astype(np.int64)
-        units = self.tokens.n_words if self.target.kind == "tags" else self.tokens.kept_length("masked")
-        return np.diff(spans(has_label.astype(np.int64))[spans(units)])
+        units = self.tokens.kept_length("masked") if kind == "token" else self.tokens.n_words
+        found: ndarray = np.diff(spans(has_label.astype(np.int64))[spans(units)])
+        return np.where(found > 0, 1, 0) if kind == "choice" else found
+
+    @cached_property
+    def grader(self) -> Texts | None:
+        """What scores answers and questions; one for all epochs, for it remembers what it has compared."""
+        return grader(self.target, self.target.extra, self.tokens.n_words)
+
+    def scores(self, predictions: ndarray) -> dict[str, float]:
+        """All scores that apply, of one prediction for each unit."""
+        target = self.target
+        scores = metrics.report(
+            predictions=predictions[None],
+            gold=target.values,
+            names=target.names,
+            lengths=self.tokens.n_words if target.kind in ("tags", "choice") else None,
+            kind=target.kind,
+            answers=self.grader,
+        )
+        return {name: float(values[0]) for name, values in scores.items()}
+
+    def sequence_lengths(self, rows: Int[ndarray, " chosen"]) -> Int[ndarray, " sequence"]:
+        """Tokens of each sequence of some rows: of the rows, or of their options."""
+        return self.tokens.pieces.length[self.tokens.sequences(rows)[0]]
 
     @property
     def sha256(self) -> str:
@@ -65,7 +99,8 @@ class Examples:
             target.values,
         ]
         arrays += [target.extra[name] for name in sorted(target.extra)]
-        for array in (*arrays, *([] if tokens.predicted is None else [tokens.predicted])):
+        arrays += [array for array in (tokens.predicted, tokens.piece) if array is not None]
+        for array in arrays:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -94,12 +129,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some examples, padded on the right."""
+    """Some examples, padded on the right; one of several options is as many sequences."""
 
-    ids: Int[Tensor, "example token"]
-    mask: Bool[Tensor, "example token"]
-    types: Int[Tensor, "example token"] | None  # segments, for encoders that ask for them
-    tasks: Int[Tensor, " example"]
+    ids: Int[Tensor, "sequence token"]
+    mask: Bool[Tensor, "sequence token"]
+    types: Int[Tensor, "sequence token"] | None  # segments, for encoders that ask for them
+    tasks: Int[Tensor, " sequence"]
     parts: tuple[Part, ...] = field(default=())
     answers: Int[Tensor, "example answer"] | None = None  # from text to text; -100 after the end
     weights: Float[Tensor, " example"] | None = None  # share of each answer in the loss
@@ -124,16 +159,55 @@ class LabelledText:
         Raises:
             PipelineError: the split is not there, or none of its rows has a label.
         """
-        labels, name = self.labels, self.corpus.name
+        name = self.corpus.name
         batches = batches_of(self.corpus.reader(split), len(self.corpus.split(split)))
-        tokens = tokenize(self.backbone.tokenizer, batches, max_length=max_length)
-        target = labels.target(split)
-        found = Examples(task=task, tokens=tokens, target=target)
+        tokens = read_tokens(self.backbone, batches, max_length=max_length)
+        labels = self._located(split, max_length)
+        cut = labels.cut.get(split, 0)
+        found = Examples(task=task, tokens=tokens, target=labels.target(split), cut=cut)
         if not found.labelled.any():
-            raise PipelineError(
-                f"split {split} of {name} has no label of target {labels.name!r}: name another split"
-            )
+            why = f"has no label of target {labels.name!r}: name another split"
+            if cut:
+                why = f"has all {cut} answers beyond --max-length {max_length}: give a larger one"
+            raise PipelineError(f"split {split} of {name} {why}")
         return found
+
+    def _located(self, split: str, max_length: int) -> Labels:
+        """The labels, answers found in the tokens of this split."""
+        answers = {name: each for name, each in self.labels.answers.items() if name == split}
+        labels = replace(self.labels, answers=answers)
+        return locate_labels(self.corpus, labels, tokenizer=self.backbone.tokenizer, max_length=max_length)
+
+
+def read_tokens(backbone: Backbone, batches: Iterable[RowBatch], *, max_length: int) -> Tokens:
+    """Rows as the backbone takes them: from text to text, the options of a question are one text.
+
+    Raises:
+        PipelineError: as `pipeline.tokens.tokenize`.
+    """
+    if not backbone.text_to_text:
+        return tokenize(backbone.tokenizer, batches, max_length=max_length)
+    counts: list[int] = []
+
+    def joined() -> Iterator[RowBatch]:
+        for texts, pairs in batches:
+            if pairs is None or not len(pairs) or isinstance(pairs[0], str):
+                yield texts, pairs
+                continue
+            counts.extend(map(len, pairs))
+            yield texts, [numbered(options) for options in pairs]
+
+    tokens = tokenize(backbone.tokenizer, joined(), max_length=max_length)
+    return replace(tokens, n_words=np.array(counts, dtype=np.int32)) if counts else tokens
+
+
+def numbered(options: Sequence[str]) -> str:
+    """The options of a question as one text, each under the number it is chosen by.
+
+    >>> numbered(["the wind", "the rain"])
+    'option0: the wind option1: the rain'
+    """
+    return " ".join(f"option{number}: {option}" for number, option in enumerate(options))
 
 
 def deal(
@@ -156,9 +230,10 @@ def deal(
 
 def in_order(examples: Examples, at_once: int = EVALUATION_EXAMPLES) -> Iterator[Picked]:
     """All rows of a split that have a token, by length, at most `at_once` together, for scoring."""
-    size = min(at_once, EVALUATION_EXAMPLES)
     order = np.argsort(examples.tokens.length, kind="stable")
     order = order[examples.tokens.length[order] > 0]
+    most = int(examples.tokens.sequences(order)[1].max(initial=1))
+    size = max(1, min(at_once, EVALUATION_EXAMPLES) // most)
     for first in range(0, len(order), size):
         yield [(examples, order[first : first + size])]
 
@@ -182,29 +257,32 @@ def make_batch(
         shares: of a task's mean loss in the loss of the step, by the task's number; 1 if not given.
         penalty_share: of the method's penalty in the loss of the step.
     """
-    sizes = np.concatenate([examples.tokens.length[rows] for examples, rows in picked])
+    lengths = [examples.sequence_lengths(rows) for examples, rows in picked]
+    sizes = np.concatenate(lengths)
     longest = int(sizes.max())
     ids = np.full((len(sizes), longest), backbone.pad_id, dtype=np.int64)
     types = np.zeros((len(sizes), longest), dtype=np.int64)
     first, parts = 0, []
-    for examples, rows in picked:
-        tokens, here = examples.tokens, slice(first, first + len(rows))
-        column = ranges(np.zeros(len(rows), dtype=np.int64), tokens.length[rows])
-        row = np.repeat(np.arange(first, first + len(rows)), tokens.length[rows])
+    for (examples, rows), of_sequence in zip(picked, lengths, strict=True):
+        tokens = examples.tokens
+        column = ranges(np.zeros(len(of_sequence), dtype=np.int64), of_sequence)
+        row = np.repeat(np.arange(first, first + len(of_sequence)), of_sequence)
         source = ranges(tokens.start[rows], tokens.length[rows])
         ids[row, column], types[row, column] = tokens.input_ids[source], tokens.type_id[source]
         share = 1.0 if shares is None else shares[examples.task]
         head = heads[examples.task] if heads else None
         places = row * (longest + n_slots) + column + n_slots * (column >= backbone.slot_at)
         parts.append(_part(examples, rows, head, places, source, share))
-        first = here.stop
+        first += len(of_sequence)
     mask = np.arange(longest) < sizes[:, None]
     answers, weights = _answers(picked, parts) if not heads else (None, None)
     return Batch(
         ids=torch.from_numpy(ids),
         mask=torch.from_numpy(mask),
         types=torch.from_numpy(types) if backbone.asks_type_ids else None,
-        tasks=torch.from_numpy(np.concatenate([np.full(len(r), e.task) for e, r in picked])),
+        tasks=torch.from_numpy(
+            np.concatenate([np.full(len(n), e.task) for (e, _), n in zip(picked, lengths, strict=True)])
+        ),
         parts=tuple(parts),
         answers=answers,
         weights=weights,
@@ -216,16 +294,13 @@ def _part(
     examples: Examples, rows: ndarray, head: Head | None, places: ndarray, source: ndarray, share: float
 ) -> Part:
     """The labels of some rows, and which of their tokens the head and its decoder read."""
-    target, empty = examples.target, np.empty(0, dtype=np.int64)
+    target, empty = examples.target, torch.empty(0, dtype=torch.long)
     if head is None:
-        values = torch.from_numpy(target.values[rows])
-        return Part(
-            task=examples.task, inputs=None, places=_long(empty), labels=values, units=rows, share=share
-        )
+        return Part(task=examples.task, inputs=None, places=empty, labels=empty, units=rows, share=share)
     lengths = examples.tokens.length[rows]
     read, read_lengths = _chosen(examples.tokens, head.reads, source, lengths)
     seen, seen_lengths = _chosen(examples.tokens, head.decoder.tokens, source, lengths)
-    if target.kind == "tags":
+    if target.kind in ("tags", "choice"):
         owner = np.repeat(rows, seen_lengths)
         units = spans(examples.tokens.n_words)[owner] + examples.tokens.word_id[source[seen]]
     elif target.kind == "token":
@@ -250,26 +325,21 @@ def _part(
 
 
 def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tuple[ndarray, ndarray]:
-    """Which of the rows' tokens are read, and how many of each row.
-
-    All, the first, a word's first, or those to predict.
-    """
+    """Which of the rows' tokens are read, and how many of each row; see `pipeline.selection`."""
     if which == "all":
         return np.arange(len(source)), lengths
     bounds = spans(lengths)
     if which == "first":
         return bounds[:-1][lengths > 0], np.minimum(lengths, 1)
-    some = tokens.kept("masked")[source] if which == "masked" else tokens.kind[source] == Kind.WORD
+    some = (
+        tokens.kept("masked")[source] if which == "masked" else np.isin(tokens.kind[source], KINDS[which])
+    )
     return np.flatnonzero(some), np.diff(spans(some.astype(np.int64))[bounds])
 
 
 def _answers(picked: Picked, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-    """The tokens of each example's class, and its share in the loss of the step."""
-    known = [
-        examples.answers[label] if examples.answers and label >= 0 else ()
-        for examples, rows in picked
-        for label in examples.target.values[rows]
-    ]
+    """The tokens of what to say for each example, and its share in the loss of the step."""
+    known = [examples.answers[row] if examples.answers else () for examples, rows in picked for row in rows]
     padded = np.full((len(known), max(1, *map(len, known))), -100, dtype=np.int64)
     for row, answer in zip(padded, known, strict=True):
         row[: len(answer)] = answer

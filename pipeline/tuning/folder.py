@@ -47,6 +47,7 @@ class TaskSpec:
     head: HeadSpec | None  # None from text to text
     texts: tuple[str, ...] = ()  # of the classes, from text to text
     maskings: int | None = None  # of masked text: how often each chunk is masked
+    step: float | None = None  # what numbers are rounded to, from text to text
 
 
 @dataclass(frozen=True, kw_only=True)

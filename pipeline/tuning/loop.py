@@ -19,7 +19,6 @@ from numpy import ndarray
 from torch import Tensor
 
 from pipeline import metrics
-from pipeline.answers import grader
 from pipeline.errors import PipelineError
 from pipeline.optimizer import linear_schedule
 from pipeline.stack import Dropout
@@ -372,30 +371,35 @@ class _Trainer:
 def predictions(tuned: Tuned, examples: Examples) -> ndarray:
     """What the scores look at for every unit of a split; -1 (or NaN) where there is nothing."""
     tuned.eval()
+    if tuned.backbone.text_to_text:
+        return tuned.wordings[examples.task].read(_said(tuned, examples), examples)
     floats = examples.target.kind in ("float", "token")
-    out = np.full(len(examples.target.values), np.nan if floats else -1, np.float64 if floats else np.int64)
+    shape = examples.target.values.shape
+    out = np.full(shape, np.nan if floats else -1, np.float64 if floats else np.int64)
     heads: Any = list(tuned.heads)
-    at_once = [heads[examples.task].decoder.evaluated_at_once] if heads else []
+    at_once = heads[examples.task].decoder.evaluated_at_once
     with tuned.method.applied():
-        for picked in in_order(examples, *at_once):
+        for picked in in_order(examples, at_once):
             batch = make_batch(picked, tuned.backbone, heads, n_slots=tuned.method.n_slots)
             for part, guess in tuned.predict(batch):
                 out[part.units] = guess.numpy()
     return out
 
 
+def _said(tuned: Tuned, examples: Examples) -> list[str]:
+    """What the model generates for each row of a split."""
+    said = [""] * len(examples)
+    with tuned.method.applied():
+        for picked in in_order(examples):
+            batch = make_batch(picked, tuned.backbone, [], n_slots=tuned.method.n_slots)
+            for row, text in zip(picked[0][1], tuned.say(batch), strict=True):
+                said[row] = text
+    return said
+
+
 def report(tuned: Tuned, examples: Examples) -> dict[str, float]:
-    """All scores of a split that apply; from text to text also the share of outputs that are no class."""
-    target, guess = examples.target, predictions(tuned, examples)
-    scores = metrics.report(
-        predictions=guess[None],
-        gold=target.values,
-        names=target.names,
-        lengths=examples.tokens.n_words if target.kind == "tags" else None,
-        kind=target.kind,
-        answers=grader(target, target.extra),
-    )
-    plain = {name: float(values[0]) for name, values in scores.items()}
+    """All scores of a split that apply; from text to text also the share of outputs that cannot be read."""
+    guess = predictions(tuned, examples)
     if tuned.backbone.text_to_text:
-        plain["unparsable"] = 100.0 * float(np.mean(guess < 0))
-    return plain
+        return tuned.wordings[examples.task].report(guess, examples)
+    return examples.scores(guess)

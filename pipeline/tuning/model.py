@@ -12,6 +12,7 @@ from pipeline.early_fusion._base import Method
 from pipeline.head import Head, Inputs
 from pipeline.tuning.backbone import Backbone
 from pipeline.tuning.examples import Batch, Part
+from pipeline.tuning.wording import Wording
 
 
 class Tuned(nn.Module):
@@ -22,7 +23,7 @@ class Tuned(nn.Module):
         method: what is trained of it and added to it.
         heads: one a task; none from text to text.
         layers: for each head, the layers it reads.
-        answers: for each task, the text of each class as generation spells it; from text to text only.
+        wordings: for each task, how its labels are said; from text to text only.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Tuned(nn.Module):
         method: Method,
         heads: Sequence[Head] = (),
         layers: Sequence[tuple[int, ...]] = (),
-        answers: Sequence[Sequence[str]] = (),
+        wordings: Sequence[Wording] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -39,9 +40,7 @@ class Tuned(nn.Module):
         self.method = method
         self.heads = nn.ModuleList(heads)
         self.layers = layers
-        self.answers = answers
-        lengths = [len(backbone.tokenizer(text)["input_ids"]) for names in answers for text in names]
-        self.max_new_tokens = 1 + max(lengths, default=0)
+        self.wordings = wordings
 
     @property
     def device(self) -> torch.device:
@@ -112,10 +111,8 @@ class Tuned(nn.Module):
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[tuple[Part, Tensor]]:
-        """What the scores look at for the units of each part; -1 where a generated text is no class."""
+        """What the scores look at for the units of each part."""
         batch = moved(batch, self.device)
-        if self.backbone.text_to_text:
-            return self._generate(batch)
         states = self._states(batch)
         found = []
         for part in batch.parts:
@@ -125,24 +122,20 @@ class Tuned(nn.Module):
             found.append((part, outcome[0].cpu()))
         return found
 
-    def _generate(self, batch: Batch) -> list[tuple[Part, Tensor]]:
+    @torch.no_grad()
+    def say(self, batch: Batch) -> list[str]:
+        """What is generated, greedily, for each example of one task; from text to text."""
+        batch = moved(batch, self.device)
         inputs = self.inputs(batch)
-        tokenizer = self.backbone.tokenizer
         made = self.model.generate(
             encoder_outputs=self.model.get_encoder()(**inputs),
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.wordings[batch.parts[0].task].longest,
             do_sample=False,
             num_beams=1,
         )
-        texts = [" ".join(text.split()) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
-        found, first = [], 0
-        for part in batch.parts:
-            numbers = {text: i for i, text in enumerate(self.answers[part.task])}
-            said = texts[first : first + len(part.units)]
-            found.append((part, torch.tensor([numbers.get(text, -1) for text in said])))
-            first += len(part.units)
-        return found
+        texts: list[str] = self.backbone.tokenizer.batch_decode(made, skip_special_tokens=True)
+        return texts
 
 
 def moved(value: Any, device: torch.device) -> Any:

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from cache import Target
 from pipeline import memory, metrics
 from pipeline.attentions import ATTENTIONS
 from pipeline.corpus import Corpus, load_corpus
@@ -27,7 +29,8 @@ from pipeline.tuning.masked import MaskedText, start_from
 from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
 from pipeline.tuning.saved import open_partial
-from pipeline.tuning.verbalizer import spell, verbalize
+from pipeline.tuning.verbalizer import verbalize
+from pipeline.tuning.wording import KINDS, step_of
 
 Text = LabelledText | MaskedText
 """What a task learns from."""
@@ -39,7 +42,7 @@ class TaskAsked:
 
     data: str
     target: str
-    columns: Mapping[str, str | None] = field(default_factory=dict)  # text, text_pair, words
+    columns: Mapping[str, str | None] = field(default_factory=dict)  # text, text_pair, words, options
     revision: str | None = None
     metric: str | None = None
     verbalizer: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +108,7 @@ def tune_run(
         partial = open_partial(asked.out, {**_plain(asked), **asdict(plan)}, _content(asked, run, job))
     memory.start(accelerator.device)
     record = fit(tuned, job, plan, accelerator, partial, progress)
-    result = _result(asked, run, job, tuned, record)
+    result = {**_result(asked, run, job, tuned, record), **_cut(job)}
     result["peak_memory_bytes"] = memory.peak_bytes(accelerator.device)
     result["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process:
@@ -178,7 +181,7 @@ def prepare(asked: Asked, plan: Plan) -> tuple[Tuned, TunedRun, Job]:
         sources={name: list(prompt.shape) for name, prompt in sources.items()},
         result={},
     )
-    return tuned, run, _job(texts, tasks, backbone, asked.splits, max_length)
+    return tuned, run, _job(texts, tasks, tuned, asked.splits, max_length)
 
 
 def _text(asked: TaskAsked, corpus: Corpus, labels: Labels | None, backbone: Backbone) -> Text:
@@ -197,14 +200,14 @@ def _task(
 ) -> TaskSpec:
     """Checks one task against the backbone."""
     corpus, labels = text.corpus, text.labels
-    if labels.kind not in ("class", "tags", "float", "token"):
-        raise PipelineError(
-            f"--target {labels.name} is a {labels.kind}: tune learns classes, tags, numbers and masked "
-            "tokens, 'layerbank extract' and 'train' learn these too"
-        )
-    values = labels.values[next(iter(labels.values))]
-    target = replace(labels.target(next(iter(labels.values))), values=values)
-    head, texts = None, []
+    target = Target(
+        name=labels.name,
+        kind=labels.kind,
+        names=labels.names,
+        values=np.empty(0, np.int32),
+        settings=labels.settings,
+    )
+    head, texts, step = None, [], None
     if not backbone.text_to_text:
         if asked.verbalizer:
             raise PipelineError("--verbalizer is for models from text to text; an encoder has a decoder")
@@ -218,11 +221,18 @@ def _task(
         )
     else:
         texts = _texts(asked, labels, whole)
+        if labels.kind == "float":
+            step = step_of(labels.values.get(whole.splits["train"], np.empty(0, np.float32)))
     name = Path(asked.data.rstrip("/")).name
     return TaskSpec(
         name=f"{name}.{labels.name}",
         data=str(Path(asked.data).resolve()) if Path(asked.data).is_dir() else asked.data,
-        columns={"text": corpus.text, "text_pair": corpus.text_pair, "words": corpus.words},
+        columns={
+            "text": corpus.text,
+            "text_pair": corpus.text_pair,
+            "words": corpus.words,
+            **({"options": corpus.options} if corpus.options else {}),
+        },
         revision=asked.revision,
         splits=dict(whole.splits),
         target=labels.name,
@@ -232,36 +242,45 @@ def _task(
         head=head,
         texts=tuple(texts),
         maskings=asked.maskings,
+        step=step,
     )
 
 
 def _texts(asked: TaskAsked, labels: Labels, whole: Asked) -> list[str]:
-    """The texts of the classes, for a model from text to text."""
-    if labels.kind != "class":
+    """The texts of the classes, for a model from text to text; none for other kinds."""
+    if labels.kind not in KINDS:
         raise PipelineError(
-            f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes here, use "
-            "an encoder such as BERT for it"
+            f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes, numbers, "
+            "answers and choices here, use an encoder such as BERT for it"
         )
     if whole.decoder is not None or whole.fusion != "last_layer":
         raise PipelineError(
             "--fusion and --decoder need an encoder; a model from text to text answers in words"
         )
-    return verbalize(labels.name, labels.names, asked.verbalizer)
+    if labels.kind == "class":
+        return verbalize(labels.name, labels.names, asked.verbalizer)
+    if asked.verbalizer:
+        raise PipelineError(
+            f"--verbalizer is for classes, target {labels.name!r} is {labels.kind}: leave it out"
+        )
+    return []
 
 
 def _job(
     texts: Sequence[Text],
     tasks: Sequence[TaskSpec],
-    backbone: Backbone,
+    tuned: Tuned,
     splits: Mapping[str, str],
     max_length: int,
 ) -> Job:
     read: dict[str, list[Examples]] = {"train": [], "dev": []}
     for number, (text, task) in enumerate(zip(texts, tasks, strict=True)):
-        answers = tuple(spell(backbone.tokenizer, task.target, task.texts)[0]) if task.texts else ()
         for role, found in read.items():
             examples = text.examples(splits[role], task=number, max_length=max_length)
-            found.append(replace(examples, answers=answers))
+            if task.head is None:
+                answers = tuned.wordings[number].answers(examples, tuned.backbone.tokenizer)
+                examples = replace(examples, answers=answers)
+            found.append(examples)
     return Job(
         train=read["train"],
         dev=read["dev"],
@@ -320,6 +339,16 @@ def _result(asked: Asked, run: TunedRun, job: Job, tuned: Tuned, record: Progres
     }
 
 
+def _cut(job: Job) -> dict[str, Any]:
+    """Of the tasks of answers, how many answers of train and dev stand in no token."""
+    found = {
+        name: {"train": train.cut, "dev": dev.cut}
+        for name, train, dev in zip(job.tasks, job.train, job.dev, strict=True)
+        if train.target.kind == "span"
+    }
+    return {"answers_cut": found} if found else {}
+
+
 def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, record: Progress) -> None:
     heads = {name: value for name, value in learned(tuned).items() if name.startswith("heads.")}
     further = {}
@@ -342,7 +371,10 @@ def _save(asked: Asked, run: TunedRun, tuned: Tuned, job: Job, plan: Plan, recor
 
 @torch.no_grad()
 def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """The weights of the prompts for every dev example, a tensor a task in the order of the rows."""
+    """The weights of the prompts for every dev example, a tensor a task in the order of the rows.
+
+    Those of an example of several options are the mean over the options.
+    """
     tensors, columns = {}, {}
     tuned.eval()
     heads: Any = list(tuned.heads)
@@ -353,7 +385,9 @@ def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[s
             embedded = tuned.model.get_input_embeddings()(batch.ids)
             found = tuned.method.attentions(embedded, batch.mask, batch.tasks)
             assert found is not None
-            weights[torch.from_numpy(picked[0][1])] = found.float().cpu()
+            rows = picked[0][1]
+            of_row = torch.split(found.float().cpu(), examples.tokens.sequences(rows)[1].tolist())
+            weights[torch.from_numpy(rows)] = torch.stack([one.mean(0) for one in of_row])
         tensors[name], columns[name] = weights, json.dumps(attended)
     return tensors, columns
 

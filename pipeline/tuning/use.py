@@ -9,16 +9,16 @@ import torch
 from numpy import ndarray
 
 from cache.targets import spans
+from pipeline.answers import context_offsets
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import products_in
-from pipeline.predict import Rows
+from pipeline.predict import Contexts, Rows
 from pipeline.results import finite
-from pipeline.tokens import tokenize
 from pipeline.tuning.build import open_run, target_of
-from pipeline.tuning.examples import Examples, LabelledText
+from pipeline.tuning.examples import Examples, LabelledText, read_tokens
 from pipeline.tuning.folder import TaskSpec, TunedRun, load, number_of_task
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.masked import MaskedText
@@ -93,7 +93,7 @@ def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, number: i
             f"target {task.target!r} of {corpus.name} has {what} that {run.path} was not trained on: give "
             "data of the same classes"
         )
-    if labels.kind != "float":
+    if labels.kind in ("class", "tags"):
         numbers = np.array([*map(task.names.index, labels.names), -1], dtype=np.int32)
         values = {name: numbers[codes] for name, codes in labels.values.items()}
         labels = replace(labels, names=task.names, values=values)
@@ -137,26 +137,39 @@ class TunedPredictor:
         self.runs = [replace(run, source=replace(run.source, columns=self._task.columns))]
 
     def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
-        """Each input as it is shown, with the task's prediction; None where an answer is no class."""
+        """Each input as it is shown, with the task's prediction; None where it cannot be read."""
         run, task = self.runs[0], self._task
-        tokens = tokenize(
-            self.tuned.backbone.tokenizer, [(rows.texts, rows.pairs)], max_length=run.source.max_length
+        tokens = read_tokens(
+            self.tuned.backbone, [(rows.texts, rows.pairs)], max_length=run.source.max_length
         )
-        n_units = int(tokens.n_words.sum()) if task.kind == "tags" else len(tokens.length)
-        empty: ndarray = np.full(n_units, -1, np.int32)
+        by_word = task.kind in ("tags", "choice")
+        n_units = int(tokens.n_words.sum()) if by_word else len(tokens.length)
+        empty: ndarray = np.full((n_units, 2) if task.kind == "span" else n_units, -1, np.int32)
         if task.kind == "float":
             empty = np.full(n_units, np.nan, np.float32)
         examples = Examples(task=self._number, tokens=tokens, target=replace(target_of(task), values=empty))
-        guess = predictions(self.tuned, examples)
+        guess: Any = predictions(self.tuned, examples)
+        if task.kind == "span" and not self.tuned.backbone.text_to_text:
+            guess = self._answers(rows, guess)
         bounds = spans(tokens.n_words)
         for i, shown in enumerate(rows.shown):
-            here = guess[bounds[i] : bounds[i + 1]] if task.kind == "tags" else guess[i]
+            here = guess[bounds[i] : bounds[i + 1]] if by_word else guess[i]
             yield {**shown, task.target: _named(task, here)}
+
+    def _answers(self, rows: Rows, guess: ndarray) -> list[str]:
+        """The characters of predicted spans."""
+        tokenizer, length = self.tuned.backbone.tokenizer, self.runs[0].source.max_length
+        contexts = rows.pairs or []
+        return Contexts(contexts, context_offsets(tokenizer, rows.texts, contexts, length)).answers(guess)
 
 
 def _named(task: TaskSpec, guess: Any) -> Any:
+    if task.kind == "span":
+        return guess
     if task.kind == "float":
-        return float(guess)
+        return None if np.isnan(guess) else float(guess)
+    if task.kind == "choice":
+        return int(guess.argmax()) if guess.any() else None
     if task.kind == "class":
         return task.names[guess] if guess >= 0 else None
     nothing = "O" if is_entity_scheme(task.names) else None
