@@ -58,8 +58,10 @@ def demo(
     out: Annotated[
         str, typer.Option(help="Folder for the data, the bank and the runs.")
     ] = "layerbank-demo",
-    epochs: Annotated[int, typer.Option(help="Epochs of each head.", min=1)] = 10,
-    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the data.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of each head; 10 by default.", min=1)] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the data, and 3 epochs unless --epochs is given.")
+    ] = False,
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -196,10 +198,12 @@ def plan(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of a bank.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URL of a bank.")],
     store: Annotated[
         str,
-        typer.Argument(metavar="STORE", help="Folder of the bank to make; an unfinished one is continued."),
+        typer.Argument(
+            metavar="STORE", help="Folder or URL of the bank to make; an unfinished one is continued."
+        ),
     ],
     dtype: Annotated[
         flags.DType | None,
@@ -289,7 +293,7 @@ def train(
     train_split: flags.TrainSplit = "train",
     dev_split: flags.DevSplit = "dev",
     overwrite: flags.Overwrite = False,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     track: flags.Track = None,
     device: flags.Device = "auto",
@@ -312,7 +316,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out) as log:
+    with tracking.tracked(track, out, note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,
@@ -353,6 +357,14 @@ def sweep(
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value,value.")
     ] = None,
+    crf: Annotated[
+        str | None,
+        typer.Option(help="Taggers without or with a linear-chain CRF: false,true. As --set crf=."),
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help="Classifiers' poolings of tokens: first,mean,max. As --set pooling=."),
+    ] = None,
     lr: Annotated[str, typer.Option(help="Learning rates; 1e-4..1e-2 is a range to search.")] = "1e-3",
     weight_decay: Annotated[str, typer.Option(help="Weight decays.")] = "0.01",
     dropout: Annotated[str | None, typer.Option(help="Dropout rates of the decoder.")] = None,
@@ -377,7 +389,7 @@ def sweep(
     train_split: flags.TrainSplit = "train",
     dev_split: Annotated[str, typer.Option(help="Split to choose by.")] = "dev",
     test_split: Annotated[str, typer.Option(help="Split to score at the end.")] = "test",
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     scheduler: flags.Scheduler = None,
     track: flags.Track = None,
@@ -402,10 +414,7 @@ def sweep(
         targets=flags.listed(target, "--target", str),
         fusions=flags.listed(fusion, "--fusion", str),
         decoders=flags.listed(decoder, "--decoder", str) if decoder else (None,),
-        options={
-            name: flags.listed(value, f"--set {name}", str)
-            for name, value in flags.settings(options).items()
-        },
+        options=flags.option_axes(options, crf=crf, pooling=pooling),
         lr=flags.axis(lr, "--lr"),
         weight_decay=flags.axis(weight_decay, "--weight-decay"),
         dropout=flags.axis(dropout, "--dropout") if dropout else (None,),
@@ -429,13 +438,13 @@ def sweep(
         device=str(where),
     )
     workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
-    log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out))
+    log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out), note=terminal.note)
     with workers as client, log_of_sweep as log:
         result = module.sweep(
             plan,
             grid,
             out=out,
-            trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials else None,
+            trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials is not None else None,
             client=client,
             note=terminal.note,
             progress=terminal.stack_note,
@@ -483,7 +492,12 @@ def tune(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Examples a step, of all processes together.")] = 32,
     accumulation: Annotated[int, typer.Option(help="Pieces of a step, one forward each.")] = 1,
-    precision: Annotated[Literal["no", "bf16", "fp16"], typer.Option(help="Mixed precision.")] = "no",
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        typer.Option(
+            help="Of the products, weights are float32; auto: bfloat16 where the device has units for it."
+        ),
+    ] = "float32",
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, a second forward.")
     ] = False,
@@ -509,10 +523,12 @@ def tune(
     """Trains through the encoder: what late fusion is compared with."""
     from pipeline import terminal, tracking
     from pipeline.device import pick_device, set_threads
+    from pipeline.precision import forward_precision
     from pipeline.tuning import run as module
     from pipeline.tuning.saved import is_begun
 
     set_threads(threads)
+    where = pick_device(device)
     first = module.TaskAsked(
         data=data,
         target=target,
@@ -545,7 +561,7 @@ def tune(
         warmup_steps=warmup_steps,
         batch_size=batch_size,
         accumulation=accumulation,
-        precision=precision,
+        precision=forward_precision(precision, where),
         checkpointing=gradient_checkpointing,
         patience=patience,
         seed=seed,
@@ -553,11 +569,9 @@ def tune(
     )
     first_process = os.environ.get("RANK", "0") == "0"  # torchrun starts one process a device
     tool = track if first_process else None
-    with tracking.tracked(tool, out, goes_on=is_begun(out)) as log:
+    with tracking.tracked(tool, out, goes_on=is_begun(out), note=terminal.note) as log:
         progress = tracking.epochs(log, terminal.epoch_note)
-        result = module.tune_run(
-            asked, plan, overwrite=overwrite, device=pick_device(device), progress=progress
-        )
+        result = module.tune_run(asked, plan, overwrite=overwrite, device=where, progress=progress)
         if first_process:
             tracking.finished(log, out)
     if first_process:
@@ -569,13 +583,19 @@ def evaluate(
     run: flags.RunFolder,
     store: Annotated[str | None, typer.Option(help="Bank; the one it was trained on by default.")] = None,
     data: Annotated[str | None, typer.Option(help="Other data for a run of tune.")] = None,
+    target: flags.TaskOfRun = None,
     split: Annotated[str, typer.Option(help="Split to score.")] = "test",
-    memory: flags.Memory = "4GiB",
+    encoder: Annotated[str | None, typer.Option(help="Where the encoder of a run of tune is now.")] = None,
+    trust_remote_code: flags.Trust = False,
+    memory: flags.Memory = None,
     device: flags.Device = "auto",
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Scores a trained head on a split of a bank, or a run of tune on a split of its data."""
+    """Scores a trained head on a split of a bank, or a run of tune on a split of its data.
+
+    It computes in the precision that the run was trained in.
+    """
     from pipeline import evaluate as module
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
@@ -586,10 +606,18 @@ def evaluate(
     if is_tuned(run):
         from pipeline.tuning import use
 
-        result = use.evaluate(run, split, store=store, data=data, device=pick_device(device))
+        choices: dict[str, Any] = {
+            "target": target,
+            "encoder": encoder,
+            "trust_remote_code": trust_remote_code,
+        }
+        result = use.evaluate(run, split, store=store, data=data, device=pick_device(device), **choices)
         return _print(result, as_json, terminal.show_scores)
     if data is not None:
         raise typer.BadParameter("--data is for runs of tune: name a bank by --store")
+    if encoder is not None:
+        raise typer.BadParameter("--encoder is for runs of tune: a head on a bank needs none")
+    flags.refuse_task(target)
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)
     result = module.evaluate(
@@ -609,6 +637,7 @@ def predict(
     also: Annotated[
         list[str] | None, typer.Option("--run", help="A further run of the same encoder; repeatable.")
     ] = None,
+    target: flags.TaskOfRun = None,
     encoder: flags.EncoderNow = None,
     trust_remote_code: flags.Trust = False,
     device: flags.Device = "auto",
@@ -628,8 +657,9 @@ def predict(
     if any(map(is_tuned, runs)):
         from pipeline.tuning.use import open_tuned_predictor
 
-        predictor = open_tuned_predictor(runs, device=pick_device(device), **choices)
+        predictor = open_tuned_predictor(runs, target=target, device=pick_device(device), **choices)
     else:
+        flags.refuse_task(target)
         predictor = open_predictor(runs, device=device, **choices)
         if predictor.note:
             terminal.note(predictor.note)
@@ -643,6 +673,10 @@ def compare(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Runs of one target, or folders that hold them.")
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Which, as DATA.TARGET or TARGET; the one that all runs have by default."),
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Folder for the picture of loss against time.")] = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -650,9 +684,9 @@ def compare(
     from pipeline import compare as module
     from pipeline import plot, terminal
 
-    result = module.compare(runs)
+    result = module.compare(runs, target)
     if out is not None:
-        figure = plot.loss_figure(module.curves(runs), result["target"])
+        figure = plot.loss_figure(module.curves(runs, target), result["target"])
         result["pictures"] = plot.save_pictures([figure], out)
     _print(result, as_json, terminal.show_comparison)
 
@@ -664,13 +698,13 @@ def experiment(
     encoder: flags.Encoder,
     out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
     banks: Annotated[
-        str | None, typer.Option(help="Folder of banks, made where they lack; OUT/banks by default.")
+        str | None, typer.Option(help="Folder or URL of banks, made where they lack; OUT/banks by default.")
     ] = None,
     options: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
     ] = None,
     encoder_revision: flags.EncoderRevision = None,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     device: flags.Device = "auto",
     threads: flags.Threads = None,
@@ -689,7 +723,7 @@ def experiment(
         out=Path(out),
         encoder=encoder,
         data=tuple(OnData.parse(one) for one in data),
-        banks=Path(banks or f"{out}/banks"),
+        banks=(banks or f"{out}/banks").rstrip("/"),
         encoder_revision=encoder_revision,
         device=device,
         precision=precision,
@@ -708,12 +742,13 @@ def analyze(
     what: Annotated[
         list[str] | None,
         typer.Option(
-            help="attention, depth, probes, sentence, similarity; repeatable. All that fits by default."
+            help="attention, depth, probes, sentence, similarity, sources; repeatable. By default all "
+            "that fits."
         ),
     ] = None,
     by: Annotated[
         Literal["class", "language", "position", "kind"] | None,
-        typer.Option(help="Group tokens by this alone; by all that fits by default."),
+        typer.Option(help="Group tokens, or examples, by this alone; by all that fits by default."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split to look at.")] = "dev",
     sentence: Annotated[
@@ -724,12 +759,12 @@ def analyze(
     ] = 50_000,
     encoder: flags.EncoderNow = None,
     trust_remote_code: flags.Trust = False,
-    memory: flags.Memory = "4GiB",
+    memory: flags.Memory = None,
     device: flags.Device = "auto",
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
-    """Shows which layers heads use, what each layer knows, and how alike layers are."""
+    """Shows which layers heads use, what each knows, how alike they are, and which sources tasks mix."""
     from pipeline import terminal
     from pipeline.analysis._base import analyze as run
     from pipeline.device import pick_device, set_threads

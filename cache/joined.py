@@ -51,6 +51,8 @@ class Piece:
             )
         if self.n_examples is not None and self.n_examples < 1:
             raise CacheError(f"a piece of {self.store}: {self.n_examples} examples, give 1 or more")
+        if self.seed < 0:
+            raise CacheError(f"a piece of {self.store}: a seed of {self.seed}, give 0 or more")
 
     def examples(self, split: Split) -> Int[ndarray, " chosen"]:
         """The examples of the piece, in an order in which they are a random sample.

@@ -187,7 +187,12 @@ class Split:
     def gather(
         self, examples: Sequence[int] | Int[ndarray, " chosen"], layers: Sequence[int] | None = None
     ) -> tuple[Shaped[ndarray, "layer token width"], Int[ndarray, " chosen"]]:
-        """Copies the states of any examples, as they are stored, one after the other; and their lengths."""
+        """Copies the states of any examples, as they are stored, one after the other; and their lengths.
+
+        Raises:
+            CorruptChunk: a chunk is damaged.
+            CacheError: a layer is not kept, or a store does not answer.
+        """
         chosen = np.asarray(examples, dtype=np.int64)
         lengths = self.length[chosen]
         indices = self.layer_indices(layers)

@@ -131,11 +131,6 @@ class Writer:
             self._update(self._root, {"complete": False})
         return bad
 
-    def block_buffer(self, split: str) -> Shaped[ndarray, "layer token width"]:
-        """A zeroed buffer of a block's shape and type, to be filled and reused."""
-        room = self.plans[split].block_tokens
-        return np.zeros((len(self.recipe.layers), room, self.recipe.encoder.width), self._dtype)
-
     def write_block(
         self,
         split: str,

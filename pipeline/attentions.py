@@ -1,16 +1,26 @@
-"""How a trained head mixes what it took from heads of other tasks, example by example."""
+"""How a run mixes what it took from other tasks, example by example: heads, or prompts of `tune`."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from numpy import ndarray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pipeline.batches import Labelled
+from pipeline.errors import PipelineError
 from pipeline.head import Head, HeadSpec
+
+ATTENTIONS = "attentions.safetensors"
+"""The file of a run folder that has them."""
+
+OWN = "its own"
+"""What stands for the task's own prompt among the sources."""
 
 Attentions = tuple[dict[str, Tensor], dict[str, str]]
 """A tensor (example, source) by the target's name, and by the same name the sources, as JSON."""
@@ -47,3 +57,55 @@ def _names(spec: HeadSpec, count: int) -> list[str]:
     """Names of the sources: those of their runs, or random-0, random-1 and so on."""
     given = spec.fusion_options.get("sources")
     return [Path(run).name for run in given.split(",")] if given else [f"random-{k}" for k in range(count)]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of each source goes into each example of one task."""
+
+    task: str  # its target; of `layerbank tune` DATA.TARGET
+    sources: tuple[str, ...]  # the task's own prompt is `OWN`
+    weights: Float[ndarray, "example source"]  # by row of the source; NaN for a row that was not read
+
+    @property
+    def known(self) -> Float[ndarray, "example source"]:
+        """Those of the rows that were read."""
+        return self.weights[~np.isnan(self.weights).any(1)]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean share of each source over the rows that were read; they sum to 1."""
+        return dict(zip(self.sources, self.known.mean(0, dtype=np.float64).tolist(), strict=True))
+
+
+def read_shares(run: Path) -> list[Shares]:
+    """The shares that a run has noted of its dev examples, task by task.
+
+    Raises:
+        PipelineError: there are none, or they cannot be read.
+    """
+    try:
+        with safe_open(str(run / ATTENTIONS), framework="numpy") as opened:
+            names = opened.metadata() or {}
+            return [
+                Shares(task, _told_apart(task, json.loads(names[task])), opened.get_tensor(task))
+                for task in sorted(opened.keys())
+            ]
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise PipelineError(
+            f"{run} has no {ATTENTIONS} that can be read ({said}): train it again"
+        ) from error
+
+
+def _told_apart(task: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of sources as they are shown: the task's own prompt, which comes last, and no name twice.
+
+    >>> _told_apart("x.intent", ["a", "b", "a", "x.intent"])
+    ('a (1)', 'b', 'a (2)', 'its own')
+    """
+    shown = [OWN if k == len(names) - 1 and name == task else name for k, name in enumerate(names)]
+    return tuple(
+        name if shown.count(name) == 1 else f"{name} ({shown[: k + 1].count(name)})"
+        for k, name in enumerate(shown)
+    )

@@ -18,7 +18,10 @@ from pipeline.metrics import Texts
 from pipeline.selection import Selection, TokenSet, select
 
 MEMORY_BYTES = 4 * 2**30
-"""What states and heads may take together where nothing else is said."""
+"""What states and heads may take together on a host where nothing else is said."""
+
+GPU_FRAC = 0.8
+"""Share of a GPU's free memory that they may take there: kernels and an allocator's gaps want the rest."""
 
 Key = tuple[str, str, str]  # split, tokens read, tokens decoded
 
@@ -72,19 +75,25 @@ class Feeds:
     """The feeds of a bank, each made once: resident as long as the memory lasts, streamed beyond.
 
     Args:
-        memory_bytes: what states and heads may take together; half of it is for states.
+        memory_bytes: what states and heads may take together, see `memory_budget`; half of it is for
+            states.
         device: where batches are wanted.
         layers: for each feed, the layers that its heads read together; a feed that is not named has
             those of the first head that opens it.
         note: is told how states are held, where they do not fit.
     """
 
-    memory_bytes: int = MEMORY_BYTES
+    memory_bytes: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     layers: Mapping[Key, Sequence[int]] = field(default_factory=dict)
     note: Callable[[str], None] = lambda _: None
     resident_bytes: int = 0
+    budget_bytes: int = field(init=False)
     _feeds: dict[Key, Feed] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Looks once at what is free, before anything is held."""
+        self.budget_bytes = memory_budget(self.device, self.memory_bytes)
 
     def open(self, split: Split, head: Head, layers: Sequence[int]) -> Feed:
         """The feed of a head on a split.
@@ -107,14 +116,28 @@ class Feeds:
     def _make(self, split: Split, selection: Selection, layers: Sequence[int]) -> Feed:
         n_tokens = len(selection.read.position)
         n_bytes = n_tokens * len(layers) * split.width * split.dtype.itemsize
-        if self.resident_bytes + n_bytes <= self.memory_bytes // 2:
+        if self.resident_bytes + n_bytes <= self.budget_bytes // 2:
             self.resident_bytes += n_bytes
             return Resident(split, selection, layers, self.device)
         self.note(
             f"{split.name}: {n_bytes / 2**30:.2g} GiB of states do not fit half of --memory "
-            f"{self.memory_bytes / 2**30:.3g}GiB, they are streamed"
+            f"{self.budget_bytes / 2**30:.3g}GiB, they are streamed"
         )
         return Streamed(split, selection, layers, self.device)
+
+
+def memory_budget(device: torch.device, asked_bytes: int | None = None) -> int:
+    """What states and heads may take together, bytes.
+
+    Args:
+        device: where heads compute, and states are held that fit.
+        asked_bytes: what the user said; None for what is usual, on a GPU by what it has free now.
+    """
+    if asked_bytes is not None:
+        return asked_bytes
+    if device.type != "cuda":
+        return MEMORY_BYTES
+    return int(GPU_FRAC * torch.cuda.mem_get_info(device)[0])
 
 
 def feed_key(split: Split, head: Head) -> Key:

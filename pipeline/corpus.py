@@ -7,7 +7,7 @@ business.
 
 import mmap
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,20 @@ class Corpus:
         """The second texts in row order, or None where the corpus has none; with options, a list a row."""
         column = self.options or self.text_pair
         return None if column is None else self._values(split, column, rows)
+
+    def reader(self, split: str) -> Callable[[int, int], tuple[list[Any], list[Any] | None]]:
+        """What reads rows of a split, from one number up to another, as the tokenizer takes them.
+
+        Raises:
+            PipelineError: there is no such split.
+        """
+        self.split(split)
+
+        def read(first: int, stop: int) -> tuple[list[Any], list[Any] | None]:
+            rows = slice(first, stop)
+            return self.texts(split, rows), self.pairs(split, rows)
+
+        return read
 
     def _values(self, split: str, column: str, rows: slice) -> list[Any]:
         start, stop, step = rows.indices(len(self.split(split)))

@@ -23,6 +23,7 @@ from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.stage import Progress
 from pipeline.tokens import tokenize
+from pipeline.units import size
 
 TARGETS = ("intent", "tags")
 FUSIONS = ("last_layer", "linear", "attention")
@@ -33,14 +34,14 @@ Bar = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 
 
 def demo(
-    out: str, *, epochs: int, quick: bool, note: Callable[[str], None], bar: Bar, seed: int = 0
+    out: str, *, epochs: int | None, quick: bool, note: Callable[[str], None], bar: Bar, seed: int = 0
 ) -> dict[str, Any]:
     """Makes data, extracts one bank, trains every fusion on every target from it.
 
     Args:
         out: folder for data, bank and runs; a bank that is there is used again.
-        epochs: of each head.
-        quick: a tenth of the data, and few epochs.
+        epochs: of each head; 10 if not given, 3 where it is to be quick.
+        quick: a tenth of the data.
         note: takes a line of text.
         bar: a context manager that gives the extraction's progress function.
         seed: of data, order and heads.
@@ -61,10 +62,11 @@ def demo(
     with bar() as progress:
         bank = extract(corpus, encoder, store, keep="words", progress=progress)
     forward_s = _forward_seconds(corpus, encoder, bank.splits["train"]["examples"])
+    n_epochs = epochs or (3 if quick else 10)
     rows = []
     for target in TARGETS:
         for fusion in FUSIONS:
-            rows.append(_head(folder, store, target, fusion, min(epochs, 3) if quick else epochs, seed))
+            rows.append(_head(folder, store, target, fusion, n_epochs, seed))
             rows[-1]["encoder_seconds"] = rows[-1]["epochs"] * forward_s
             note(f"trained {target} with {fusion}: dev {rows[-1]['dev']:.1f}, test {rows[-1]['test']:.1f}")
     return {
@@ -160,7 +162,7 @@ def show(result: dict[str, Any]) -> None:
     total, again = (sum(head[k] for head in result["heads"]) for k in ("seconds", "encoder_seconds"))
     terminal.table("", columns, rows)
     terminal.say(
-        f"one extraction {result['extraction_seconds']:.1f} s ({terminal.size(result['bytes'])}), "
+        f"one extraction {result['extraction_seconds']:.1f} s ({size(result['bytes'])}), "
         f"{len(rows)} heads {total:.1f} s; whole demo {result['seconds']:.0f} s"
     )
     terminal.say(

@@ -25,7 +25,7 @@ from pipeline.grouping import group
 from pipeline.precision import bank_precision, forward_precision, products_in, round_weights
 from pipeline.tokens import Tokens, tokenizer_sha256
 
-_LONGEST = 512
+LONGEST = 512
 """Default for the longest example, where the encoder allows more."""
 
 
@@ -154,7 +154,7 @@ class Encoder:
         limit = self.positions
         if asked is None:
             known = self.tokenizer.model_max_length
-            return min(_LONGEST, known, limit or _LONGEST)
+            return min(LONGEST, known, limit or LONGEST)
         if limit is not None and asked > limit:
             raise PipelineError(
                 f"--max-length {asked}: the encoder has {limit} positions, give {limit} or less"

@@ -51,16 +51,16 @@ def evaluate(
     split: str,
     *,
     device: torch.device | None = None,
-    memory_bytes: int = batches.MEMORY_BYTES,
+    memory_bytes: int | None = None,
 ) -> dict[str, Any]:
-    """Scores of a head.
+    """Scores of a head, computed in the precision that it was trained in.
 
     Args:
         run: the head.
         bank: of the same encoder; not necessarily the one the head was trained on.
         split: one of the bank's.
         device: where the head computes, the CPU by default.
-        memory_bytes: states that take more than half of it are streamed.
+        memory_bytes: states that take more than half of it are streamed; by the device if None.
 
     Returns:
         `run`, `split`, `metric`, `score` and all `metrics`, in percent.
@@ -75,7 +75,7 @@ def evaluate(
     where = device or torch.device("cpu")
     feeds = batches.Feeds(memory_bytes=memory_bytes, device=where)
     data = batches.load(part, run.head, run.spec.layers, target, feeds)
-    scores = metrics.report(**predictions(run.head.to(where), data), names=target.names)
+    scores = metrics.report(**predictions(run.head.to(where), data, run.precision), names=target.names)
     plain = {name: float(values[0]) for name, values in scores.items()}
     result = {
         "run": run.path,

@@ -29,7 +29,7 @@ from pipeline.memory import give_back
 from pipeline.output_layer import OutputLayer, read_output_layer
 from pipeline.room import check_room
 from pipeline.stage import Progress, Stage
-from pipeline.tokens import Batch, Tokens, batches_of, tokenize
+from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.versions import versions
 
 
@@ -302,31 +302,21 @@ def _batch_tokens(
     return asked or pick_budget(encoder, largest.pieces, layers)
 
 
-def read_batch(corpus: Corpus, split: str) -> Callable[[int, int], Batch]:
-    """Reads rows of a split, from one number up to another, as the tokenizer takes them."""
-
-    def read(first: int, stop: int) -> Batch:
-        rows = slice(first, stop)
-        return corpus.texts(split, rows), corpus.pairs(split, rows)
-
-    return read
-
-
 def _tokenize(corpus: Corpus, split: str, encoder: Encoder, max_length: int) -> Tokens:
-    batches = batches_of(read_batch(corpus, split), len(corpus.split(split)))
+    batches = batches_of(corpus.reader(split), len(corpus.split(split)))
     return tokenize(encoder.tokenizer, batches, max_length=max_length)
 
 
 def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
     """Hashes of a split's texts, in row order, as a bank keeps them."""
     hashes = []
-    for texts, pairs in batches_of(read_batch(corpus, split), len(corpus.split(split))):
+    for texts, pairs in batches_of(corpus.reader(split), len(corpus.split(split))):
         hashes.append(hash_texts(texts if pairs is None else zip(texts, pairs, strict=True)))
     return np.concatenate([*hashes, np.empty(0, np.uint64)])
 
 
 def _mask(corpus: Corpus, split: str, encoder: Encoder, max_length: int, draw: Mapping[str, int]) -> Masked:
-    batches = batches_of(read_batch(corpus, split), len(corpus.split(split)))
+    batches = batches_of(corpus.reader(split), len(corpus.split(split)))
     chunks = chunked(encoder.tokenizer, batches, max_length=max_length)
     return masked(chunks, mask_id=encoder.tokenizer.mask_token_id, split=split, **draw)
 

@@ -171,8 +171,14 @@ class Resident(Feed):
         self, split: Split, selection: Selection, layers: Sequence[int], device: torch.device
     ) -> None:
         super().__init__(split, selection, layers, device)
+        n_bytes = self.n_tokens * len(self.layers) * split.width * split.dtype.itemsize
+        home = home_of(n_bytes, device)
+        self.states: Shaped[Tensor, "layer token width"]
+        if home.type != "cpu":
+            self.states = taken_in_pieces(split, self.position, self.layers, home)
+            return
         states = to_torch(split.take(self.position, self.layers))
-        self.states: Shaped[Tensor, "layer token width"] = _placed(states, device)
+        self.states = states.pin_memory() if device.type == "cuda" else states
 
     def _gather(
         self, pieces: Sequence[Int[ndarray, " _"]]
@@ -269,12 +275,23 @@ def _run_ends(values: Int[ndarray, " entry"]) -> Int[ndarray, " run"]:
     return np.append(np.flatnonzero(np.diff(values)) + 1, len(values)) if len(values) else values[:0]
 
 
-def _placed(states: Shaped[Tensor, "layer token width"], device: torch.device) -> Tensor:
-    """The states where they are best kept for a device: on it if half of its free memory holds them."""
-    if device.type != "cuda":
-        return states.to(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return states.to(device) if states.nbytes <= free // 2 else states.pin_memory()
+def home_of(n_bytes: int, device: torch.device) -> torch.device:
+    """Where states are held for a device: on it, or on the host if half of what it has free is less."""
+    if device.type == "cuda" and n_bytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return torch.device("cpu")
+    return device
+
+
+def taken_in_pieces(
+    split: Split, position: Int[ndarray, " token"], layers: Sequence[int], home: torch.device
+) -> Shaped[Tensor, "layer token width"]:
+    """States of some tokens on a device, put there bit by bit: a host may have less memory than its GPU."""
+    dtype = TORCH_DTYPES[split.recipe.dtype]
+    states = torch.empty(len(layers), len(position), split.width, dtype=dtype, device=home)
+    for first in range(0, len(position), split.block_tokens):
+        piece = position[first : first + split.block_tokens]
+        states[:, first : first + len(piece)] = to_torch(split.take(piece, layers)).to(home)
+    return states
 
 
 def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

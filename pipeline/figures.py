@@ -140,8 +140,10 @@ def heat(
     import altair
 
     columns, lines_ = _names(rows, x), _names(rows, y)
+    size = {"width": _between(160, 36 * len(columns), 760), "height": _between(90, 24 * len(lines_), 760)}
+    axis = _named_axis(columns, size["width"])
     base = altair.Chart(_data(rows)).encode(
-        x=altair.X(field=x, type="ordinal", title=x_title, sort=columns, axis=_named_axis(columns)),
+        x=altair.X(field=x, type="ordinal", title=x_title, sort=columns, axis=axis),
         y=altair.Y(field=y, type="ordinal", title=y_title, sort=lines_),
     )
     values = [row[value] for row in rows if row[value] is not None]
@@ -149,7 +151,6 @@ def heat(
     reach = altair.Scale(domain=[least, max(values, default=1.0)])
     colour = altair.Color(field=value, type="quantitative", title=value_title, scale=reach)
     cells = base.mark_rect().encode(color=colour, tooltip=_tips(rows, x, y, value))
-    size = {"width": _between(160, 36 * len(columns), 760), "height": _between(90, 24 * len(lines_), 760)}
     if digits is None:
         return _plain(cells, **size)
     middle = (least + max(values, default=0.0)) / 2
@@ -292,11 +293,11 @@ def _names(rows: Rows, column: str) -> list[Any]:
     return list(dict.fromkeys(row[column] for row in rows))
 
 
-def _named_axis(names: Sequence[Any]) -> Any:
-    """Names below a chart: level where all are short, else slanted."""
+def _named_axis(names: Sequence[Any], width: int = 360) -> Any:
+    """Names below a chart of that width: level where all are short, else slanted."""
     import altair
 
-    room = 360 / max(1, len(names))  # pixels of each name
+    room = width / max(1, len(names))  # pixels of each name
     level = max((len(str(name)) for name in names), default=0) * 6 < room
     return altair.Axis(labelAngle=0 if level else -40, labelLimit=160, labelOverlap=False)
 

@@ -173,7 +173,7 @@ def as_csv(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """The table as a LaTeX tabular with the rules of the package booktabs."""
-    sides = ["r" if _numeric(table, column) else "l" for column in table.columns]
+    sides = ["r" if is_numeric(table, column) else "l" for column in table.columns]
     lines = [f"\\begin{{tabular}}{{{''.join(sides)}}}", "\\toprule"]
     lines += [" & ".join(_latex(column.title) for column in table.columns) + " \\\\", "\\midrule"]
     for row in table.rows:
@@ -196,7 +196,8 @@ def shown(value: Cell, digits: int | None) -> str:
     return f"{value:,}"
 
 
-def _numeric(table: Table, column: Column) -> bool:
+def is_numeric(table: Table, column: Column) -> bool:
+    """Whether all values of a column that are there are numbers."""
     values = [row.get(column.name) for row in table.rows]
     return all(isinstance(value, int | float) for value in values if value is not None)
 

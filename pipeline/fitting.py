@@ -52,7 +52,6 @@ class Fitting:
         self.job, self.rates, self.schedule = job, list(rates), schedule
         self.steps = math.ceil(job.train.n_examples / schedule.batch_size)  # of an epoch
         self.epoch = 0  # epochs done
-        self.seconds = 0.0  # of the training alone, so far
         self.record = Record(job.metric, len(self.rates), schedule.patience)
         size = group or group_size(job)
         numbers = list(range(len(self.rates)))
@@ -99,13 +98,12 @@ class Fitting:
 
         Args:
             dev: for each metric, the dev score of every head that is alive; none where dev was not scored.
-            seconds: of the training alone.
+            seconds: of the training alone; every head that was in it took an equal share.
 
         Returns:
             Each head's last line, of all heads.
         """
         self.epoch += 1
-        self.seconds += seconds
         losses = [loss for group in self.groups for loss in (group.total / self.steps).tolist()]
         failed = [step for group in self.groups for step in group.failed.tolist()]
         scale = self.schedule.scale(self.steps * self.epoch - 1, steps=self.steps)
@@ -116,15 +114,19 @@ class Fitting:
                 epoch=self.epoch,
                 loss=losses[place],
                 dev={name: float(values[place]) for name, values in dev.items()},
-                seconds=seconds,
+                seconds=seconds / len(parameters),
                 lr=self.rates[head].lr * scale,
             )
             current = [p.detach()[row] for p in group.optimizer.parameters]
             self.record.add(head, line, failed[place], current)
-        if self.epoch in self.schedule.rungs:
-            self.record.halve(self.alive, self.epoch)
         self._let_go()
         return [lines[-1] for lines in self.record.lines]
+
+    def leave(self, rung_of: Mapping[int, int]) -> None:
+        """Ends heads that were among the worse half at a rung, each named with its rung's epoch."""
+        for k, epoch in rung_of.items():
+            self.record.left_epochs[k], self.record.ended[k] = epoch, True
+        self._let_go()
 
     def _let_go(self) -> None:
         """Takes the heads that have ended out of their groups."""
@@ -160,12 +162,11 @@ class Fitting:
         for g, group in enumerate(self.groups):
             tensors |= {f"group.{g}.{name}": value for name, value in group.tensors().items()}
         numbers = [group.numbers for group in self.groups]
-        values = {"epoch": self.epoch, "seconds": self.seconds, "groups": numbers}
-        return tensors, {**values, "record": self.record.to_json()}
+        return tensors, {"epoch": self.epoch, "groups": numbers, "record": self.record.to_json()}
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Goes on after the epoch at which `state` was taken, as if nothing had happened."""
-        self.epoch, self.seconds = values["epoch"], values["seconds"]
+        self.epoch = values["epoch"]
         device = self.job.train.feed.device
         self.record.restore(values["record"], _numbered(tensors, "kept", device))
         self.groups = [self._group(numbers) for numbers in values["groups"]]
@@ -310,12 +311,19 @@ class Record:
         waited = line.epoch - self.best_epochs[head]
         self.ended[head] = self._patience is not None and waited >= self._patience
 
-    def halve(self, alive: Sequence[int], epoch: int) -> None:
-        """Ends the worse half of the heads that are in training, by their best dev score so far."""
-        running = [k for k in alive if not self.ended[k]]
-        ranked = sorted(running, key=self.score, reverse=True)
-        for k in ranked[math.ceil(len(ranked) / 2) :]:
-            self.left_epochs[k], self.ended[k] = epoch, True
+    def standings(self, epoch: int) -> dict[int, float]:
+        """The best dev score, higher for better, of each head that had not ended when an epoch was over.
+
+        Those that left at that epoch's rung are among them, whatever has happened since: a stack in pieces
+        is ranked again when it is taken up again.
+        """
+        found: dict[int, float] = {}
+        for k, lines in enumerate(self.lines):
+            ended = self.ended[k] and self.left_epochs[k] != epoch
+            if len(lines) > epoch or (len(lines) == epoch and not ended):
+                scores = [self._sign * line.dev[self._metric] for line in lines[:epoch]]
+                found[k] = max((score for score in scores if not math.isnan(score)), default=-math.inf)
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """All but the weights."""
@@ -333,6 +341,21 @@ class Record:
         self.best_epochs, self.ended = list(values["best_epochs"]), list(values["ended"])
         self.failed_steps, self.left_epochs = list(values["failed_steps"]), list(values["left_epochs"])
         self.kept = kept
+
+
+def worse_half(standings: Sequence[Mapping[int, float]]) -> list[list[int]]:
+    """The heads that leave at a rung: the worse half of a whole stack; of equals the later ones.
+
+    Args:
+        standings: of each piece of the stack, see `Record.standings`.
+
+    Returns:
+        The heads of each piece.
+    """
+    running = [(piece, k) for piece, scores in enumerate(standings) for k in scores]
+    ranked = sorted(running, key=lambda head: standings[head[0]][head[1]], reverse=True)
+    leaving = set(ranked[math.ceil(len(ranked) / 2) :])
+    return [[k for k in scores if (piece, k) in leaving] for piece, scores in enumerate(standings)]
 
 
 def group_size(job: Job) -> int:

@@ -16,6 +16,10 @@ Codec = Literal["none", "lz4", "zstd"]
 Data = Annotated[str, typer.Argument(help="A folder of train|dev|test files, a named task, or a Hub id.")]
 Store = Annotated[str, typer.Argument(help="Folder or URL of a bank.")]
 RunFolder = Annotated[str, typer.Argument(help="Folder of a run.")]
+TaskOfRun = Annotated[
+    str | None,
+    typer.Option("--target", help="Of a run of tune that learned several tasks: TARGET or DATA.TARGET."),
+]
 Text = Annotated[str | None, typer.Option("--text", help="Column of texts.")]
 TextPair = Annotated[str | None, typer.Option("--text-pair", help="Column of second texts.")]
 Words = Annotated[str | None, typer.Option("--words", help="Column of lists of words.")]
@@ -62,7 +66,11 @@ Track = Annotated[
 # Where and how.
 
 Memory = Annotated[
-    str, typer.Option(help="For states and heads, half each, such as 512MiB or 8GiB; more is streamed.")
+    str | None,
+    typer.Option(
+        help="For states and heads, half each, such as 512MiB; more is streamed. 4GiB by default, "
+        "on a GPU most of what it has free."
+    ),
 ]
 Scheduler = Annotated[
     str | None,
@@ -116,8 +124,10 @@ def axis(text: str, flag: str) -> Any:
     return Range(listed(low, flag, float)[0], listed(high, flag, float)[0])
 
 
-def size_bytes(text: str) -> int:
-    """A size such as 512MiB or 4GiB."""
+def size_bytes(text: str | None) -> int | None:
+    """A size such as 512MiB or 4GiB; None where none was given."""
+    if text is None:
+        return None
     units = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
     for unit, factor in units.items():
         number = text.removesuffix(unit)
@@ -132,6 +142,21 @@ def task(text: str, place: str = "data") -> dict[str, Any]:
     if not (where and colons and target):
         raise typer.BadParameter(f"--task {text}: give {place.upper()}::TARGET")
     return {place: where, "target": target}
+
+
+def option_axes(options: list[str] | None, **short: Any) -> dict[str, list[str]]:
+    """The values of each hyper-parameter: ``--set name=a,b`` and the flags that are short for it."""
+    flag_of = {name: f"--{name}" for name, text in short.items() if text is not None}
+    return {
+        name: listed(text, flag_of.get(name, f"--set {name}"), str)
+        for name, text in settings(options, **short).items()
+    }
+
+
+def refuse_task(target: str | None) -> None:
+    """A head on a bank has one target, which is not to be named."""
+    if target is not None:
+        raise typer.BadParameter("--target is for runs of tune: a head of 'layerbank train' has one target")
 
 
 def settings(options: list[str] | None, flag: str = "--set", **flags: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Head(nn.Module):
 
     @property
     def reads(self) -> str:
-        """Which tokens of an example the head needs: all, words or first."""
+        """Which tokens of an example the head needs: its decoder's, or all where the fusion mixes."""
         return "all" if self.fusion.mixes_tokens else self.decoder.tokens
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "head unit score"]:

@@ -33,7 +33,7 @@ class HeadRates:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_seed("--seed", self.seed)
+        check_seed("--seed", self.seed)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise PipelineError(f"--lr {self.lr}: give a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -57,7 +57,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        _check_seed("--data-seed", self.data_seed)
+        check_seed("--data-seed", self.data_seed)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
@@ -100,7 +100,12 @@ class Schedule:
         return linear_schedule(step, n_steps=n_steps, warmup_steps=warmup)
 
 
-def _check_seed(flag: str, seed: int) -> None:
+def check_seed(flag: str, seed: int) -> None:
+    """Checks the range of a seed.
+
+    Raises:
+        PipelineError: it is out of it.
+    """
     if not 0 <= seed <= MAX_SEED:
         raise PipelineError(f"{flag} {seed}: give 0 to {MAX_SEED}")
 
@@ -112,7 +117,7 @@ class Epoch:
     epoch: int  # from 1
     loss: float  # mean training loss of a batch
     dev: dict[str, float]  # empty where dev was not scored
-    seconds: float  # training alone
+    seconds: float  # training alone; of a stack, the head's share
     lr: float  # at the last step
 
 
@@ -138,6 +143,11 @@ class Trained:
     def dev(self) -> float:
         """The dev score of the best epoch; NaN for a head that failed before it had one."""
         return self.epochs[self.best_epoch - 1].dev[self.metric] if self.best_epoch else math.nan
+
+    @property
+    def seconds(self) -> float:
+        """What its epochs took, training alone."""
+        return sum(line.seconds for line in self.epochs)
 
     def check(self) -> None:
         """Refuses a head that failed.

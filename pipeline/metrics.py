@@ -8,14 +8,14 @@ divided by 0) it is 0.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Num, Shaped
 
+from cache.targets import TargetKind
 from pipeline.errors import PipelineError, nearest
 
-Kind = Literal["class", "tags", "float", "span", "choice", "token"]
 Scores = Float64[np.ndarray, " head"]
 
 _MAX_NATS = 700.0
@@ -42,7 +42,7 @@ def mean_score(metrics: Sequence[str], scores: Sequence[float]) -> float:
     return float(np.mean([s if higher_is_better(m) else -s for m, s in zip(metrics, scores, strict=True)]))
 
 
-def applicable(kind: Kind, names: Sequence[str] = ()) -> list[str]:
+def applicable(kind: TargetKind, names: Sequence[str] = ()) -> list[str]:
     """The metrics that apply to a target, the default first.
 
     Entity scores need tags that mark entities; the F1 of the positive class needs two classes.
@@ -61,7 +61,7 @@ def applicable(kind: Kind, names: Sequence[str] = ()) -> list[str]:
     return [m for m in METRICS[kind] if m != "binary_f1" or len(names) == 2]
 
 
-def resolve(metric: str | None, kind: Kind, names: Sequence[str] = ()) -> str:
+def resolve(metric: str | None, kind: TargetKind, names: Sequence[str] = ()) -> str:
     """The metric to use: the one asked for, or the target's default.
 
     Raises:
@@ -116,7 +116,7 @@ def report(
     gold: Num[np.ndarray, "unit ..."],
     names: Sequence[str] = (),
     lengths: Int[np.ndarray, " example"] | None = None,
-    kind: Kind | None = None,
+    kind: TargetKind | None = None,
     answers: Texts | None = None,
 ) -> dict[str, Scores]:
     """All scores that apply to the target, the default first; arguments as for `score`.
@@ -295,7 +295,7 @@ def _scheme(names: Sequence[str]) -> tuple[Int[np.ndarray, " tag"], Bool[np.ndar
     return kinds, np.isin(mark, ["B", "I"])[:, None] & np.isin(mark, ["I", "E"]) & same
 
 
-def _kind(gold: Shaped[np.ndarray, " unit"], lengths: Int[np.ndarray, " example"] | None) -> Kind:
+def _kind(gold: Shaped[np.ndarray, " unit"], lengths: Int[np.ndarray, " example"] | None) -> TargetKind:
     if np.issubdtype(gold.dtype, np.floating):
         return "float"
     return "class" if lengths is None else "tags"

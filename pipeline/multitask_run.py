@@ -17,7 +17,7 @@ from cache import Bank, open_bank
 from cache.targets import TargetKind
 from pipeline import memory, parts
 from pipeline.attentions import source_attentions
-from pipeline.batches import MEMORY_BYTES, Feeds
+from pipeline.batches import Feeds, memory_budget
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import option_names
 from pipeline.job import HeadRates, Job, Schedule, open_target, prepare
@@ -55,7 +55,7 @@ def train_tasks_run(
     splits: Mapping[str, str] | None = None,
     overwrite: bool = False,
     device: torch.device | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     note: Callable[[str], None] = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def train_tasks_run(
         splits: the splits in the roles of train and dev.
         overwrite: whether runs that are there may be replaced.
         device: where the heads compute, the CPU by default.
-        memory_bytes: for states and heads, parted between the banks.
+        memory_bytes: for states and heads, parted between the banks; by the device if None.
         note: takes a line of text for the user.
         progress: called after every epoch.
 
@@ -94,9 +94,8 @@ def train_tasks_run(
     _check_free(out, [task.name for task in asked], overwrite=overwrite)
     memory.start(device)
     banks = _open_banks(asked)
-    feeds = {
-        store: Feeds(memory_bytes=memory_bytes // len(banks), device=device, note=note) for store in banks
-    }
+    each = memory_budget(device, memory_bytes) // len(banks)
+    feeds = {store: Feeds(memory_bytes=each, device=device, note=note) for store in banks}
     kinds = [open_target(banks[task.store], task.target, splits["train"])[1].kind for task in asked]
     own = _options_of(options or {}, kinds, fusion=fusion, decoder=decoder)
     jobs = {

@@ -19,7 +19,7 @@ from pipeline.calibrate import encode_seconds
 from pipeline.corpus import Corpus
 from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
-from pipeline.extract import read_batch, recipe_for
+from pipeline.extract import recipe_for
 from pipeline.labels import find_labels
 from pipeline.room import KEEPS, Lengths, byte_table, free_bytes, lengths_of, recommend, resampled
 from pipeline.tokens import Tokens, tokenize
@@ -140,7 +140,7 @@ def estimate(
 
 def _sample(corpus: Corpus, split: str, encoder: Encoder, max_length: int, sample: int | None) -> _Sample:
     """Tokenizes a split, or runs of its rows at even distances."""
-    n_rows, read = len(corpus.split(split)), read_batch(corpus, split)
+    n_rows, read = len(corpus.split(split)), corpus.reader(split)
     if sample is None or sample >= n_rows:
         firsts = range(0, n_rows, _CHUNK_ROWS)
     else:

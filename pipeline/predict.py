@@ -58,7 +58,7 @@ class _Contexts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """States of some inputs' tokens; a `pipeline.batches.TokenTable`."""
+    """States of some inputs' tokens; a `pipeline.selection.TokenTable`."""
 
     keep: Keep
     start: Int[ndarray, " example"]

@@ -21,17 +21,16 @@ from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
 from pipeline import folders
-from pipeline.attentions import Attentions
+from pipeline.attentions import ATTENTIONS, Attentions
 from pipeline.errors import PipelineError
 from pipeline.folders import write_tensors
 from pipeline.head import Head, HeadSpec, build_head
-from pipeline.job import Goal, HeadRates, Schedule, Trained
+from pipeline.job import Goal, HeadRates, Precision, Schedule, Trained
 from pipeline.versions import made_by
 
 CONFIG, METRICS, RESULT = folders.CONFIG, folders.METRICS, folders.RESULT
 WEIGHTS = "head.safetensors"
 SWEEP = "sweep.json"
-ATTENTIONS = "attentions.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
 
 
@@ -98,6 +97,7 @@ class Run:
     spec: HeadSpec
     head: Head
     result: dict[str, Any]
+    precision: Precision = "float32"  # of the head's products
 
 
 def check_free(out: str, *, overwrite: bool) -> None:
@@ -239,6 +239,7 @@ def load_run(path: str) -> Run:
         spec=spec,
         head=head.eval(),
         result=result,
+        precision=config.get("schedule", {}).get("precision", "float32"),
     )
 
 

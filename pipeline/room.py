@@ -16,8 +16,8 @@ from cache.plan import deal
 from cache.size import STATE_BYTES, bank_bytes
 from cache.store import local_path
 from pipeline.errors import PipelineError
-from pipeline.terminal import size
 from pipeline.tokens import Tokens
+from pipeline.units import size
 
 KEEPS: tuple[Keep, ...] = ("all", "words", "first")
 

@@ -9,7 +9,7 @@ import torch
 from cache import open_bank
 from pipeline import memory
 from pipeline.attentions import source_attentions
-from pipeline.batches import MEMORY_BYTES, Feeds
+from pipeline.batches import Feeds
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
 from pipeline.train import Progress, fit
@@ -29,7 +29,7 @@ def train_run(
     splits: Mapping[str, str] | None = None,
     overwrite: bool = False,
     device: torch.device | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     note: Callable[[str], None] = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def train_run(
         splits: the splits in the roles of train and dev.
         overwrite: whether a run that is there may be replaced.
         device: where the head computes, the CPU by default.
-        memory_bytes: states that take more than half of it are streamed, block by block.
+        memory_bytes: states that take more than half of it are streamed, block by block; by the device if
+            None, see `pipeline.batches.memory_budget`.
         note: takes a line of text for the user.
         progress: called after every epoch.
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from cache import Bank, JoinedBank, Piece, open_bank
 from pipeline import batches, cluster, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.errors import PipelineError
-from pipeline.fitting import GROUP, Fitting, group_size
+from pipeline.fitting import GROUP, Fitting, group_size, worse_half
 from pipeline.folders import write_tensors
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
@@ -41,7 +42,7 @@ class Plan:
     splits: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
     )
-    memory_bytes: int = batches.MEMORY_BYTES
+    memory_bytes: int | None = None  # for states and heads, half each; by the device if None
     device: str = "cpu"
     train_on: tuple[Piece, ...] = ()  # takes the place of the train split
     depth: int | None = None  # number of the layer that stands for the encoder's last
@@ -55,7 +56,6 @@ class Outcome:
     goal: Goal  # its target without values
     trained: list[Trained]
     test: list[dict[str, float]]  # all scores of each head; empty where there is no test split
-    seconds: float  # of one head
 
 
 class Runner:
@@ -110,9 +110,11 @@ class Runner:
         """
         goal = self.check(stack)
         head = build_head(goal.spec, seed=0)
-        memory_bytes = self.plan.memory_bytes // 2  # the other half is for states
+        memory_bytes = self._feeds.budget_bytes // 2  # the other half is for states
         size = stack_size(goal, head, self._batch_tokens(stack, head), memory_bytes)
         if size < len(stack.rates):
+            if self.device.type == "cpu" and size > GROUP:
+                size -= size % GROUP  # computed in the groups of the whole stack: the same bit for bit
             self.note(f"{stack.shape.name}: {len(stack.rates)} heads do not fit --memory, {size} at a time")
         return stack.split(size)
 
@@ -130,9 +132,14 @@ class Runner:
         def stream(stack: Stack) -> tuple[Key, int]:
             return feed_key(train, heads[stack]), stack.shape.batch_size
 
-        for _, same in itertools.groupby(sorted(stacks, key=stream), key=stream):
+        lots = lots_of(stacks, self.plan.schedule)
+        whole = sorted((lot[0] for lot in lots if len(lot) == 1), key=stream)
+        for _, same in itertools.groupby(whole, key=stream):
             for wave in self._waves(list(same), goals, heads):
                 yield from self._train_wave(wave)
+        for lot in lots:
+            if len(lot) > 1:
+                yield from self._train_by_rungs(lot)
 
     def _waves(
         self, stacks: Sequence[Stack], goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]
@@ -145,7 +152,7 @@ class Runner:
             n_heads, tokens = len(stack.rates), self._batch_tokens(stack, heads[stack])
             weights += n_heads * weight_bytes(heads[stack])
             vectors.append(min(n_heads, GROUP) * vector_bytes(goals[stack], tokens))
-            if wave and weights + sum(sorted(vectors)[-at_work:]) > self.plan.memory_bytes // 2:
+            if wave and weights + sum(sorted(vectors)[-at_work:]) > self._feeds.budget_bytes // 2:
                 yield wave
                 wave, weights, vectors = [], n_heads * weight_bytes(heads[stack]), vectors[-1:]
             wave.append(stack)
@@ -158,32 +165,56 @@ class Runner:
         return stack.shape.batch_size * len(select(split, head).read.position) / max(1, split.n_examples)
 
     def _train_wave(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        fittings = {stack: self._open(stack) for stack in stacks}
+        fittings = {stack: self._open(stack, self._checkpoint(stack)) for stack in stacks}
         by_epoch = sorted(fittings.values(), key=lambda fitting: fitting.epoch)
         for _, group in itertools.groupby(by_epoch, key=lambda fitting: fitting.epoch):
             together = list(group)
             fit_together(together, self.progress, self._keeper(fittings, together))
         for stack, fitting in fittings.items():
-            trained = fitting.trained()
-            goal = Goal(
-                target=replace(fitting.job.target, values=fitting.job.target.values[:0]),
-                spec=fitting.job.spec,
-                metric=fitting.job.metric,
-            )
-            yield Outcome(
-                stack=stack,
-                goal=goal,
-                trained=trained,
-                test=self._test(fitting.job, trained),
-                seconds=fitting.seconds / len(trained),
-            )
+            yield self._outcome(stack, fitting)
 
-    def _open(self, stack: Stack) -> Fitting:
+    def _train_by_rungs(self, pieces: Sequence[Stack]) -> Iterator[Outcome]:
+        """The pieces of one stack, one after the other up to each rung, where they are ranked as one.
+
+        Meanwhile each waits on disk. Nothing is kept of a ranking: it follows from what the pieces have
+        behind them, and one that went on to a later rung before a kill is ranked as it was.
+        """
+        rung_of: list[dict[int, int]] = [{} for _ in pieces]  # of the heads that have left
+        with tempfile.TemporaryDirectory(prefix="layerbank-") as scratch:
+            paths = [_checkpoint_in(self._checkpoints or Path(scratch), piece) for piece in pieces]
+            waiting = list(zip(pieces, paths, rung_of, strict=True))
+            for epoch in self.plan.schedule.rungs:
+                leaving = worse_half([self._standings(*piece, epoch) for piece in waiting])
+                for left, heads in zip(rung_of, leaving, strict=True):
+                    left |= dict.fromkeys(heads, epoch)
+            for stack, path, left in waiting:
+                yield self._outcome(stack, self._train_piece(stack, path, left))
+
+    def _standings(self, stack: Stack, path: Path, left: Mapping[int, int], epoch: int) -> dict[int, float]:
+        """How the heads of a piece stand at a rung; the piece is left on disk."""
+        fitting = self._train_piece(stack, path, left, epoch)
+        save_checkpoint(path, fitting)
+        return fitting.record.standings(epoch)
+
+    def _train_piece(
+        self, stack: Stack, path: Path, left: Mapping[int, int], until: int | None = None
+    ) -> Fitting:
+        fitting = self._open(stack, path)
+        fitting.leave(left)
+        fit_together([fitting], self.progress, self._keeper({stack: fitting}, [fitting]), until)
+        return fitting
+
+    def _outcome(self, stack: Stack, fitting: Fitting) -> Outcome:
+        trained, job = fitting.trained(), fitting.job
+        target = replace(job.target, values=job.target.values[:0])
+        goal = Goal(target=target, spec=job.spec, metric=job.metric)
+        return Outcome(stack=stack, goal=goal, trained=trained, test=self._test(job, trained))
+
+    def _open(self, stack: Stack, path: Path | None) -> Fitting:
         """A stack before its first epoch, or after the last that a checkpoint has."""
         job = prepare(self.bank, stack.shape.target, feeds=self._feeds, **self._choices(stack.shape))
         schedule = replace(self.plan.schedule, batch_size=stack.shape.batch_size)
         fitting = Fitting(job, stack.rates, schedule)
-        path = self._checkpoint(stack)
         if path is not None and path.is_file():
             load_checkpoint(path, fitting)
         return fitting
@@ -205,7 +236,7 @@ class Runner:
         return keep
 
     def _checkpoint(self, stack: Stack) -> Path | None:
-        return None if self._checkpoints is None else self._checkpoints / f"{stack.digest}.safetensors"
+        return None if self._checkpoints is None else _checkpoint_in(self._checkpoints, stack)
 
     def forget(self, stack: Stack) -> None:
         """Removes the checkpoint of a stack that is done."""
@@ -258,7 +289,7 @@ class Runner:
 
 
 def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Iterator[Outcome]]:
-    """What trains stacks on the workers of a Dask cluster, one stack a task.
+    """What trains stacks on the workers of a Dask cluster, one stack a task, or all pieces of one.
 
     A worker opens the bank by its URL or path, and holds its states for the stacks that come after.
 
@@ -269,8 +300,9 @@ def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Itera
 
     def train(stacks: Sequence[Stack]) -> Iterator[Outcome]:
         cluster.check_versions(client)
-        for _, outcome in cluster.run(client, partial(_train_one, plan), stacks, ahead=1):
-            yield outcome
+        lots = lots_of(stacks, plan.schedule)
+        for _, outcomes in cluster.run(client, partial(_train_lot, plan), lots, ahead=1):
+            yield from outcomes
 
     return train
 
@@ -278,12 +310,27 @@ def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Itera
 _held: list[tuple[Plan, Runner]] = []
 
 
-def _train_one(plan: Plan, stack: Stack) -> Outcome:
-    """A stack, trained in a worker."""
+def _train_lot(plan: Plan, lot: Sequence[Stack]) -> list[Outcome]:
+    """A stack, or the pieces of one, trained in a worker."""
     if not _held or _held[0][0] != plan:
         _held[:] = [(plan, Runner(plan))]
-    [outcome] = _held[0][1].train([stack])
-    return outcome
+    return list(_held[0][1].train(lot))
+
+
+def lots_of(stacks: Sequence[Stack], schedule: Schedule) -> list[list[Stack]]:
+    """What one machine has to train: a stack, or with rungs all pieces of one, which are ranked together.
+
+    Args:
+        stacks: pieces that `Runner.fitting` gave.
+        schedule: of all.
+    """
+    distinct = list(dict.fromkeys(stacks))
+    if not schedule.rungs:
+        return [[stack] for stack in distinct]
+    lots: dict[Shape, list[Stack]] = {}
+    for stack in distinct:
+        lots.setdefault(stack.shape, []).append(stack)
+    return list(lots.values())
 
 
 def weight_bytes(head: Head) -> int:
@@ -315,6 +362,10 @@ def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
             f"{each / 2**30:.2g}GiB of the half that is for heads, give more or lower --batch-size"
         )
     return memory_bytes // each
+
+
+def _checkpoint_in(folder: Path, stack: Stack) -> Path:
+    return folder / f"{stack.digest}.safetensors"
 
 
 def save_checkpoint(path: Path, fitting: Fitting) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline import metrics
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Range, Shape, Stack
-from pipeline.job import HeadRates
+from pipeline.job import HeadRates, check_seed
 
 Row = dict[str, Any]
 Point = tuple[Shape, HeadRates]
@@ -32,6 +32,7 @@ class Trials:
         for flag, value in (("--trials", self.n), ("--round", self.round)):
             if value < 1:
                 raise PipelineError(f"{flag} {value}: give 1 or more")
+        check_seed("--search-seed", self.seed)
 
 
 def search(

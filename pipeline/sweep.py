@@ -118,11 +118,21 @@ class _Keeper:
 
     def rows(self, stacks: Sequence[Stack]) -> list[dict[str, Any]]:
         """The rows of the stacks' heads, from disk where they are finished."""
-        pieces = [piece for stack in stacks for piece in self.runner.fitting(stack)]
-        todo = [piece for piece in pieces if not self._file(piece).exists()]
+        lots = [self.runner.fitting(stack) for stack in stacks]
+        todo = [piece for lot in lots for piece in self._todo(lot)]
         for outcome in self.train(todo) if todo else ():
-            self._keep(outcome)
-        return [row for piece in pieces for row in self._read(piece)]
+            if not self._file(outcome.stack).exists():
+                self._keep(outcome)
+            lot = next(lot for lot in lots if outcome.stack in lot)
+            if all(self._file(piece).exists() for piece in lot):
+                for piece in lot:
+                    self.runner.forget(piece)
+        return [row for lot in lots for piece in lot for row in self._read(piece)]
+
+    def _todo(self, lot: Sequence[Stack]) -> Sequence[Stack]:
+        """The pieces of a stack that are not finished; with rungs all, as they are ranked together."""
+        missing = [piece for piece in lot if not self._file(piece).exists()]
+        return lot if missing and self.runner.plan.schedule.rungs else missing
 
     def _file(self, stack: Stack) -> Path:
         return self.folder / STACKS / f"{stack.digest}.json"
@@ -135,12 +145,12 @@ class _Keeper:
             raise PipelineError(f"{path} is damaged: remove it and run the same sweep again") from error
 
     def _keep(self, outcome: Outcome) -> None:
-        rows = [_row(outcome, k) for k in range(len(outcome.trained))]
+        shared = _shared(self.runner.plan)
+        rows = [_row(outcome, k) | shared for k in range(len(outcome.trained))]
         if self.keep_heads:
             self._keep_best(outcome)
         self.finished(outcome)
         write_whole(self._file(outcome.stack), json.dumps([finite(row) for row in rows]))
-        self.runner.forget(outcome.stack)
 
     def _keep_best(self, outcome: Outcome) -> None:
         """Leaves the best head of a shape as a run folder, if no stack of that shape had a better one."""
@@ -162,7 +172,7 @@ class _Keeper:
             rates=outcome.stack.rates[best],
             schedule=replace(plan.schedule, batch_size=outcome.stack.shape.batch_size),
             splits={role: plan.splits[role] for role in ("train", "dev")},
-            seconds=outcome.seconds,
+            seconds=outcome.trained[best].seconds,
         )
 
 
@@ -198,8 +208,17 @@ def best_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return best
 
 
+def _shared(plan: Plan) -> dict[str, Any]:
+    """What decides every head of a sweep alike; `epochs` of a row are those that the head took."""
+    asked = asdict(plan.schedule)
+    del asked["batch_size"]  # an axis of the grid
+    listed = {name: ",".join(map(str, asked.pop(name))) or None for name in ("rungs", "dev_epochs")}
+    splits = {f"{role}_split": name for role, name in plan.splits.items()}
+    return {"epochs_asked": asked.pop("epochs"), **asked, **listed, **splits, "depth": plan.depth}
+
+
 def _row(outcome: Outcome, k: int) -> dict[str, Any]:
-    """All flags, scores and costs of one head."""
+    """Its own flags, scores and costs of one head."""
     stack, goal, trained = outcome.stack, outcome.goal, outcome.trained[k]
     shape, test = stack.shape, outcome.test[k]
     parameters, fusion_parameters = trained.head.n_parameters()
@@ -222,6 +241,6 @@ def _row(outcome: Outcome, k: int) -> dict[str, Any]:
         "history": json.dumps(finite(history)),
         "parameters": parameters,
         "fusion_parameters": fusion_parameters,
-        "seconds": outcome.seconds,
+        "seconds": trained.seconds,
         "status": trained.status,
     }

@@ -13,36 +13,28 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from pipeline import metrics
+from pipeline.units import size
+
 CLIPPED_FRAC = 0.001
 """Share of states out of int8's range above which the user is warned."""
 
-_ERR = Console(stderr=True)
-_OUT = Console()
+_PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
+"""Words, paths and names are shown as they are: ``[b]`` and ``:x:`` are no commands."""
+_ERR = Console(stderr=True, **_PLAIN)
+_OUT = Console(**_PLAIN)
 _UNFOLDED = 10_000
 """Columns of what is no terminal: wider than any table."""
 
 
-def size(n_bytes: int | float) -> str:
-    """A number of bytes for people.
-
-    >>> size(512), size(461_373_440)
-    ('512 B', '461.4 MB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} TB"
-
-
 def note(text: str) -> None:
     """One line on standard error."""
-    _ERR.print(text, highlight=False, markup=False, soft_wrap=True)
+    _ERR.print(text, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line on standard output."""
-    _OUT.print(text, highlight=False, markup=False, soft_wrap=True)
+    _OUT.print(text, soft_wrap=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -60,7 +52,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         made.add_column(name, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
-    (_OUT if _OUT.is_terminal else Console(width=_UNFOLDED)).print(made)
+    (_OUT if _OUT.is_terminal else Console(width=_UNFOLDED, **_PLAIN)).print(made)
     say("")
 
 
@@ -101,7 +93,7 @@ class _Rate(ProgressColumn):
 def extraction_bar() -> Iterator[Callable[[Any], None]]:
     """A bar on standard error; gives the function that moves it (see `pipeline.stage.Progress`)."""
     bar = Progress(
-        TextColumn("{task.fields[split]}"),
+        TextColumn("{task.fields[split]}", markup=False),
         BarColumn(),
         TextColumn("{task.fields[examples]:,}/{task.fields[n_examples]:,} examples"),
         _Rate(),
@@ -253,7 +245,7 @@ def show_tasks(result: Mapping[str, Any]) -> None:
 def show_tuned(result: Mapping[str, Any]) -> None:
     """A run through the encoder."""
     say(
-        f"{result['run']}: {result['method']} on {result['target']}, dev {result['metric']} "
+        f"{result['run']}: {result['method']} on {_learned(result)}, dev {result['metric']} "
         f"{_cell(result['dev'])} (epoch {result['best_epoch']} of {result['epochs']}), "
         f"{result['parameters']:,} parameters ({100 * result['trainable_frac']:.3g} % of all), "
         f"{result['seconds_per_step']:.3f} s a step, peak memory {size(result['peak_memory_bytes'])}, "
@@ -261,10 +253,17 @@ def show_tuned(result: Mapping[str, Any]) -> None:
     )
 
 
+def _learned(result: Mapping[str, Any]) -> str:
+    """The target of a run; of one of several tasks each with its data."""
+    tasks = result.get("tasks", ())
+    return ", ".join(tasks) if len(tasks) > 1 else str(result["target"])
+
+
 def show_scores(result: Mapping[str, Any]) -> None:
     """The scores of a head on a split."""
     scores = ", ".join(f"{name} {_cell(value)}" for name, value in result["metrics"].items())
-    say(f"{result['run']} on {result['split']}: {scores}")
+    task = f", {result['task']}," if "task" in result else ""
+    say(f"{result['run']}{task} on {result['split']}: {scores}")
 
 
 def show_bank(result: Mapping[str, Any]) -> None:
@@ -342,7 +341,9 @@ def show_inventory(result: Mapping[str, Any]) -> None:
         table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
-        (run["run"], run["error"], *[""] * 5) if "error" in run else tuple(run[name] for name in names)
+        (run["run"], run["error"], *[""] * 5)
+        if "error" in run
+        else tuple({**run, "target": _learned(run)}[name] for name in names)
         for run in result["runs"]
     ]
     if runs:
@@ -359,7 +360,7 @@ def stack_note(epoch: int, lines: Sequence[Any]) -> None:
         metric, score = next(iter(line.dev.items()))
         seen.setdefault(metric, []).append(score)
     ranges = [f"dev {name} {min(values):.2f} to {max(values):.2f}" for name, values in seen.items()]
-    seconds = sum({line.seconds for line in running})
+    seconds = sum(line.seconds for line in running)
     note(f"epoch {epoch}: {len(running)} heads, {', '.join(ranges)}, {seconds:.2f} s")
 
 
@@ -369,8 +370,7 @@ def show_sweep(result: Mapping[str, Any]) -> None:
     settings: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         settings.setdefault(tuple(row[name] for name in names), []).append(row)
-    lines = [_setting(group) for group in settings.values()]
-    lines.sort(key=lambda line: (line[0], -(line[5] if isinstance(line[5], float) else -1.0)))
+    lines = sorted(map(_setting, settings.values()), key=_rank)
     columns = ("target", "fusion", "setting", "heads", "metric", "dev", "± sd", "test", "parameters")
     table("", columns, lines)
     failed = [row for row in result["rows"] if row["status"] != "ok"]
@@ -400,11 +400,19 @@ def _setting(rows: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
     )
 
 
+def _rank(line: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Targets apart, then from the best dev score to the worst, then what failed."""
+    target, metric, dev = line[0], line[4], line[5]
+    if not isinstance(dev, float):
+        return target, True, 0.0
+    return target, False, -dev if metrics.higher_is_better(metric) else dev
+
+
 def show_comparison(result: Mapping[str, Any]) -> None:
     """Runs side by side, best first."""
     rows = [
         (
-            run["run"],
+            f"{run['run']}, {run['task']}" if run["task"] else run["run"],
             run["method"],
             "" if run["dev"] is None else run["dev"],
             run["parameters"],

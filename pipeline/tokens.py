@@ -228,13 +228,9 @@ def _join(parts: Iterable[Tokens], columns: dict[str, Column]) -> Tokens:
     return Tokens(
         **{name: column.array() for name, column in columns.items()},
         **{name: np.concatenate(values) for name, values in small.items()},
-        start=_ends(np.concatenate(lengths)),
-        piece=_ends(np.concatenate(pieces)) if len(pieces) > 1 else None,
+        start=spans(np.concatenate(lengths)),
+        piece=spans(np.concatenate(pieces)) if len(pieces) > 1 else None,
     )
-
-
-def _ends(lengths: Sequence[int] | ndarray) -> ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 def _encode(tokenizer: Any, texts: Inputs, pairs: Inputs | None, max_length: int) -> Any:

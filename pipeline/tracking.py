@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import PipelineError
-from pipeline.records import read_record
+from pipeline.records import read_records
 from pipeline.runner import Outcome
 
 Tool = Literal["tensorboard", "mlflow"]
@@ -64,6 +64,47 @@ class _Nothing(Log):
 
     def close(self) -> None:
         pass
+
+
+class _Guarded(Log):
+    """A tracker that may fail: what it follows goes on without it, and the user is told once.
+
+    Args:
+        log: of the tracker.
+        note: takes a line of text for the user.
+        top: the run above, which is lost with this one.
+    """
+
+    def __init__(self, log: Log, note: Callable[[str], None], top: "_Guarded | None" = None) -> None:
+        self._log, self._note, self._top = log, note, top or self
+        self._lost = False
+
+    def _tell(self, act: Callable[[Log], Any]) -> Any:
+        if self._top._lost:
+            return None
+        try:
+            return act(self._log)
+        except Exception as error:  # whatever a tracker, its data base or the network raises
+            self._top._lost = True
+            self._note(f"--track: {_said(error)}: this goes on without the tracker")
+            return None
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self._tell(lambda log: log.scalars(step, values))
+
+    def settings(self, values: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        self._tell(lambda log: log.settings(values, scores))
+
+    def child(self, name: str) -> Log:
+        child = self._tell(lambda log: log.child(name))
+        return _Nothing() if child is None else _Guarded(child, self._note, self._top)
+
+    def close(self) -> None:
+        self._tell(lambda log: log.close())
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _TensorBoard(Log):
@@ -153,7 +194,9 @@ def _quoted(text: str) -> str:
 
 
 @contextmanager
-def tracked(tool: Tool | None, out: str, *, goes_on: bool = False) -> Iterator[Log]:
+def tracked(
+    tool: Tool | None, out: str, *, goes_on: bool = False, note: Callable[[str], None] = lambda _: None
+) -> Iterator[Log]:
     """A log for a run; it counts as finished where no error leaves the context.
 
     Args:
@@ -161,9 +204,10 @@ def tracked(tool: Tool | None, out: str, *, goes_on: bool = False) -> Iterator[L
         out: folder of the run, which need not be there yet.
         goes_on: whether a run of that folder that was cut off is resumed: its curves go on. All others
             begin anew; TensorBoard then forgets what was tracked under that name, MLflow has a further run.
+        note: takes a line of text for the user, where the tracker fails later on.
 
     Raises:
-        PipelineError: the tracker's package is not installed.
+        PipelineError: the tracker's package is not installed, or its server does not answer.
     """
     if tool is None:
         yield _Nothing()
@@ -171,7 +215,7 @@ def tracked(tool: Tool | None, out: str, *, goes_on: bool = False) -> Iterator[L
     with warnings.catch_warnings():
         for kind in (DeprecationWarning, FutureWarning):  # among the trackers' own dependencies
             warnings.simplefilter("ignore", kind)
-        log = _open(tool, Path(out).absolute(), goes_on=goes_on)
+        log = _Guarded(_open(tool, Path(out).absolute(), goes_on=goes_on), note)
         yield log
         log.close()
 
@@ -181,6 +225,8 @@ def _open(tool: Tool, out: Path, *, goes_on: bool) -> Log:
         if tool == "tensorboard":
             return _TensorBoard(out.parent / "tensorboard" / out.name, goes_on=goes_on)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no request that was not asked for
+        # Seven tries, four minutes, is what MLflow waits for a server by itself, each time it is called.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         for name in ("mlflow", "alembic"):  # each table that is made would be told of
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
@@ -188,9 +234,12 @@ def _open(tool: Tool, out: Path, *, goes_on: bool) -> Log:
         out.parent.mkdir(parents=True, exist_ok=True)
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{out.parent / 'mlflow.db'}"
         client = MlflowClient(tracking_uri=uri)
+        client.get_experiment_by_name(EXPERIMENT)  # a server that does not answer is told of now
         return _MLflow(client, out.name, {"layerbank.out": str(out)}, goes_on=goes_on)
     except ImportError as error:
         raise PipelineError(f"--track {tool} needs the extra: pip install 'layerbank[{tool}]'") from error
+    except Exception as error:  # as above
+        raise PipelineError(f"--track {tool}: {_said(error)}: check MLFLOW_TRACKING_URI") from error
 
 
 def epochs(log: Log, shown: Callable[[int, Sequence[Any]], None]) -> Callable[[int, Sequence[Any]], None]:
@@ -228,11 +277,15 @@ def finished(log: Log, out: str, *, tasks: Sequence[str] = ()) -> None:
             finished(child, str(Path(out) / name))
             child.close()
         return
-    record = read_record(Path(out))
-    config = record.config
+    record, *others = read_records(Path(out))
+    config, scores = record.config, _scores(record.result)
+    target = ", ".join(one.part or one.target for one in (record, *others))
+    if others:  # tasks that a run of `tune` learned together
+        scores.pop("dev", None)
+        scores |= _finite({f"dev/{one.part}": one.result["dev"] for one in (record, *others)})
     asked = {**config.get("rates", {}), **config.get("schedule", {}), **config.get("plan", {})}
-    named = {"method": record.method, "decoder": record.result["decoder"], "target": record.target}
-    log.settings({**named, **asked, "command": config.get("command", "")}, _scores(record.result))
+    named = {"method": record.method, "decoder": record.result["decoder"], "target": target}
+    log.settings({**named, **asked, "command": config.get("command", "")}, scores)
 
 
 def heads(log: Log) -> Callable[[Outcome], None]:
@@ -253,7 +306,7 @@ def heads(log: Log) -> Callable[[Outcome], None]:
             asked |= {"decoder": outcome.goal.spec.decoder, "batch_size": shape.batch_size}
             asked |= {**dict(shape.options), **asdict(rates)}
             parameters, _ = trained.head.n_parameters()
-            scores = {"dev": trained.dev, "parameters": parameters, "seconds": outcome.seconds}
+            scores = {"dev": trained.dev, "parameters": parameters, "seconds": trained.seconds}
             scores |= {f"test/{name}": value for name, value in test.items()}
             child.settings({**asked, "status": trained.status}, _finite(scores))
             child.close()

@@ -17,7 +17,7 @@ from numpy import ndarray
 from pipeline import metrics
 from pipeline.batches import Labelled
 from pipeline.device import side_by_side
-from pipeline.fitting import Fitting, scores_of
+from pipeline.fitting import Fitting, scores_of, worse_half
 from pipeline.head import Head
 from pipeline.job import Epoch, HeadRates, Job, Precision, Schedule, Trained
 from pipeline.memory import keep_freed
@@ -54,17 +54,21 @@ def fit_together(
     fittings: Sequence[Fitting],
     progress: Progress = lambda *_: None,
     after_epoch: Callable[[], None] = lambda: None,
+    until: int | None = None,
 ) -> None:
     """Trains several stacks over one stream of batches, until every head has ended.
+
+    After the epoch of a rung the worse half of each stack leaves.
 
     Args:
         fittings: stacks of one feed, one batch size and one order, with the same epochs behind them.
         progress: called after every epoch with its number and each head's last line.
         after_epoch: called after every epoch, to keep a checkpoint.
+        until: the epoch to stop after, before its rung; None trains to the end.
     """
     keep_freed()
     schedule = fittings[0].schedule
-    for epoch in range(fittings[0].epoch + 1, schedule.epochs + 1):
+    for epoch in range(fittings[0].epoch + 1, (until or schedule.epochs) + 1):
         alive = [fitting for fitting in fittings if fitting.groups]
         if not alive:
             return
@@ -73,6 +77,9 @@ def fit_together(
         found = dev_scores(alive) if schedule.scores_dev(epoch) else [{}] * len(alive)
         for fitting, scores, spent in zip(alive, found, seconds, strict=True):
             lines += fitting.end_epoch(scores, spent)
+            if epoch in schedule.rungs and epoch != until:
+                [leaving] = worse_half([fitting.record.standings(epoch)])
+                fitting.leave(dict.fromkeys(leaving, epoch))
         progress(epoch, lines)
         after_epoch()
 

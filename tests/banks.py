@@ -103,9 +103,15 @@ def floats_of(what: Recipe, split, row, length):
     return random.standard_normal(shape)[list(what.layers)]
 
 
+def zeros(writer: Writer, split):
+    """Zeros of a block's shape and type."""
+    what, room = writer.recipe, writer.plans[split].block_tokens
+    return np.zeros((len(what.layers), room, what.encoder.width), numpy_dtype(what.dtype))
+
+
 def block_of(writer: Writer, split, block):
     """States and token arrays of a block."""
-    plan, states = writer.plans[split], writer.block_buffer(split)
+    plan, states = writer.plans[split], zeros(writer, split)
     room = plan.block_tokens
     tokens = {
         "input_ids": np.zeros(room, np.int32),

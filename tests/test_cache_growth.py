@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import zarr
-from banks import block_of, files_of, make, recipe, rows, states_of
+from banks import block_of, files_of, make, recipe, rows, states_of, zeros
 from faults import FAULT, Killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -133,7 +133,7 @@ def extract(path, splits, written=("y", "t"), stop=None, **changes):
 
 
 def block_of_texts(writer, split, block, texts):
-    plan, states = writer.plans[split], writer.block_buffer(split)
+    plan, states = writer.plans[split], zeros(writer, split)
     _, tokens = block_of(writer, split, block)
     here, room = plan.examples(block), plan.block_tokens
     for row, start, length in zip(plan.row[here], plan.start[here], plan.length[here], strict=True):

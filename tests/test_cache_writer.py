@@ -2,7 +2,20 @@ import random
 
 import numpy as np
 import pytest
-from banks import RECIPE, block_of, complete, copy_to, damage, files_of, make, recipe, rows, splits, write
+from banks import (
+    RECIPE,
+    block_of,
+    complete,
+    copy_to,
+    damage,
+    files_of,
+    make,
+    recipe,
+    rows,
+    splits,
+    write,
+    zeros,
+)
 
 from cache import BankIncomplete, CacheError, Writer, open_bank
 
@@ -89,9 +102,9 @@ def test_a_damaged_block_alone_is_missing_and_writing_it_repairs_it(tmp_path, co
 def test_a_block_of_fill_alone_is_written_too(tmp_path, codec):
     path = str(tmp_path / "bank")
     with Writer(path, recipe(codec=codec), {"train": rows([0, 0])}) as writer:
-        states = writer.block_buffer("train")
-        zeros = np.zeros(states.shape[1], np.int32)
-        writer.write_block("train", 0, states, {"input_ids": zeros, "word_id": zeros, "kind": zeros})
+        states = zeros(writer, "train")
+        small = np.zeros(states.shape[1], np.int32)
+        writer.write_block("train", 0, states, {"input_ids": small, "word_id": small, "kind": small})
         assert writer.missing("train") == []
         writer.finish()
 

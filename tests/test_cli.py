@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache.store import writing
+from pipeline.flags import option_axes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
@@ -689,6 +690,17 @@ def test_wrong_file_of_a_sweep(work, text, said):
     assert not (work.folder / "w").exists()
 
 
+def test_sweep_has_axes_of_pooling_and_crf(work):
+    asked = ["sweep", work.store, "--target", "intent,tags", "--fusion", "linear", "--epochs", 1]
+    found = succeed(*asked, "--pooling", "first", "--crf", "false,true", "--out", work.folder / "a")
+    options = ['{"crf": "false"}', '{"crf": "true"}', '{"pooling": "first"}']
+    assert sorted(row["options"] for row in found["rows"]) == options
+    fails([*asked, "--pooling", "median", "--out", work.folder / "x"], "pooling", "median")
+    axes = {"pooling": ["first", "mean"], "crf": ["true"], "hidden": ["8"]}
+    flags_too = option_axes(["hidden=8"], pooling="first,mean", crf="true")
+    assert flags_too == option_axes(["hidden=8", "pooling=first,mean", "crf=true"]) == axes
+
+
 def test_sweep_with_rungs_and_with_trials(work):
     asked = ["sweep", work.store, "--target", "intent", "--fusion", "linear,average", "--epochs", 3]
     found = succeed(*asked, "--seeds", 4, "--rungs", "1,2", "--out", work.folder / "rungs")
@@ -702,11 +714,22 @@ def test_sweep_with_rungs_and_with_trials(work):
 
 def test_small_memory_streams_and_gives_the_same(work):
     asked = [*training(work, "--epochs", "2", "--lr", "1e-2"), "--precision", "float32"]
-    whole = succeed(*asked)
-    asked[asked.index("--out") + 1] = work.folder / "streamed"
-    code, out, err = call(*asked, "--memory", "0.01MB", "--json")
+    code, out, err = call(*asked, "--json")
     assert code == 0, err
+    assert "streamed" not in err
+    whole = json.loads(out)
+    asked[asked.index("--out") + 1] = work.folder / "in-parts"
+    code, out, err = call(*asked, "--memory", "0.001MB", "--json")
+    assert code == 0, err
+    assert [line.split(":")[0] for line in err.splitlines() if "they are streamed" in line] == [
+        "train",
+        "dev",
+    ]
     assert json.loads(out)["dev"] == whole["dev"]
+
+
+def losses_of(run):
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_bfloat16_products_are_near(work):
@@ -715,6 +738,9 @@ def test_bfloat16_products_are_near(work):
     asked[asked.index("--out") + 1] = work.folder / "half"
     rounded = succeed(*asked, "--precision", "bfloat16")
     assert rounded["dev"] == pytest.approx(plain["dev"], abs=15)
+    losses = [losses_of(work.folder / name) for name in ("half", "r")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
     config = json.loads((work.folder / "half" / "config.json").read_text())
     assert config["schedule"]["precision"] == "bfloat16"
 
@@ -724,6 +750,10 @@ def test_sweep_of_what_is_not_there(work):
     fails([*asked, "--target", "intnt"], "did you mean 'intent'")
     fails([*asked, "--target", "intent", "--fusion", "atention"], "did you mean 'attention'")
     fails([*asked, "--target", "intent", "--set", "colour=red"], "--set colour")
+    fails([*asked, "--target", "intent", "--trials", "0"], "--trials 0: give 1 or more")
+    fails(
+        [*asked, "--target", "intent", "--trials", "2", "--search-seed", "-1"], "--search-seed -1: give 0"
+    )
 
 
 def test_loss_that_is_not_finite(work):

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_readme_marks_the_test_command_that_ci_runs():
     )
     assert len(marked) == 1
     assert marked[0].endswith(".venv/bin/pytest -n 2 --dist worksteal")
+
+
+def test_readme_names_every_extra():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for extra in extras["optional-dependencies"].keys() - {"test", "docs"}:
+        assert f"`{extra}`" in text or f"[{extra}" in text, extra
+
+
+def test_pages_install_what_their_commands_need():
+    for name in ("tutorial.md", "early-fusion.md"):
+        assert "layerbank tune" in page(name)
+        assert re.search(r"pip install .*\[(demo,)?tune\]", page(name)), name
+
+
+def test_the_extending_page_shows_a_task_as_it_is():
+    assert (ROOT / "pipeline" / "tasks" / "wnut17.py").read_text(encoding="utf-8") in page("extending.md")
 
 
 def test_every_decision_is_listed():

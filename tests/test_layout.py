@@ -159,6 +159,17 @@ def test_what_the_command_line_imports_at_the_start_is_light_too():
             waiting += imports_at_start(parse(PACKAGES[module]))
 
 
+@pytest.mark.parametrize("name", ["extract", "run", "sweep", "tuning.run"])
+def test_the_library_reaches_no_terminal(name):
+    waiting, reached = [f"pipeline.{name}"], set()
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting += IMPORTS.get(module, set()) - reached
+    assert "pipeline.terminal" not in reached
+    assert "rich" not in {module.partition(".")[0] for module in reached}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_habits(path):
     check_source(path)

@@ -389,5 +389,5 @@ def test_a_bank_without_every_token_refuses_spans(tmp_path, encoder):
 
 def test_offsets_of_contexts_leave_the_question_out(encoder):
     (offsets,) = context_offsets(Encoder(encoder).tokenizer, ["red door"], ["Open, door"], 32)
-    assert [("Open, door")[a:b] for a, b in offsets] == ["Open", ",", "door"] or len(offsets) > 3
+    assert [("Open, door")[a:b] for a, b in offsets] == ["Open", ",", "door"]
     assert offsets[-1, 1] == len("Open, door")

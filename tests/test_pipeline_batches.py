@@ -12,7 +12,7 @@ from cache import CacheError, Kind, Split
 from pipeline import batches
 from pipeline.batches import Feeds
 from pipeline.errors import PipelineError
-from pipeline.feed import AHEAD, Resident, Streamed
+from pipeline.feed import AHEAD, Resident, Streamed, home_of, taken_in_pieces
 from pipeline.head import build_head, plan_head
 from pipeline.selection import select
 
@@ -285,3 +285,21 @@ def test_loading_copies_nothing_of_the_bank_into_the_head():
     given, *_ = next(data.batches(np.array([0, 1]), batch_size=2))
     given.states.zero_()
     assert torch.equal(data.feed.states, before)
+
+
+def test_budget_is_what_was_asked_or_what_a_gpu_has_free(monkeypatch):
+    gpu, host = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * 2**30, 140 * 2**30))
+    assert batches.memory_budget(gpu) == 80 * 2**30
+    assert batches.memory_budget(host) == 4 * 2**30
+    assert batches.memory_budget(gpu, 5) == batches.memory_budget(host, 5) == 5
+    assert Feeds(device=gpu).budget_bytes == 80 * 2**30
+    assert Feeds(device=gpu, memory_bytes=0).budget_bytes == 0
+    assert [home_of(n * 2**30, gpu).type for n in (50, 51)] == ["cuda", "cpu"]
+
+
+def test_states_taken_in_pieces_are_the_same():
+    feed = open_("words", split="train")[2].feed
+    assert feed.n_tokens > feed.split.block_tokens
+    found = taken_in_pieces(feed.split, feed.position, feed.layers, torch.device("cpu"))
+    assert torch.equal(found, feed.states)

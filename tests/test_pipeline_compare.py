@@ -161,6 +161,47 @@ def test_heads_of_a_sweep_are_told_of(tmp_path):
     assert "whole stack" in found["notes"][0]
 
 
+def several(folder, tasks):
+    """A run of `tune` by hand that learned several tasks together; their scores by name."""
+    path = write(folder, scores=[60.0], seconds=[1], tuned="attempt", metric="mean", fusion="none")
+    config, result = (json.loads((folder / f"{n}.json").read_text()) for n in ("config", "result"))
+    named = [name.rpartition(".") for name in tasks]
+    config["tasks"] = [
+        {"name": f"{data}.{target}", "target": target, "kind": "class", "names": CLASSES,
+         "metric": "accuracy"}
+        for data, _, target in named
+    ]  # fmt: skip
+    scores = {"mean": 60.0, **{f"{name}.accuracy": score for name, score in tasks.items()}}
+    line = {"epoch": 1, "loss": 1.0, "dev": scores, "seconds": 2.0, "lr": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "result.json").write_text(json.dumps({**result, "dev_metrics": scores}))
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    return path
+
+
+def test_every_task_that_was_learned_together_is_a_row_of_its_target(pair, tmp_path):
+    scores = {"en.label": 81.0, "de.label": 79.5, "en.topic": 39.5}
+    both = several(tmp_path / "both", scores)
+    found = compare([*pair, both])
+    rows = [(row["run"], row["task"], row["dev"]) for row in found["runs"]]
+    late, early = pair
+    assert rows == [
+        (both, "en.label", 81.0), (early, None, 80.0), (both, "de.label", 79.5), (late, None, 79.0),
+    ]  # fmt: skip
+    assert found["runs"][0]["seconds_to_own_95"] == 2.0
+    assert [curve["label"] for curve in curves([*pair, both])].count("attempt") == 1
+    (row,) = compare([both], "en.topic")["runs"]
+    assert (row["task"], row["dev"]) == ("en.topic", 39.5)
+    assert {row["task"] for row in compare([both], "label")["runs"]} == {"en.label", "de.label"}
+    with pytest.raises(PipelineError, match="have learned label, topic: name one by --target"):
+        compare([both])
+    other = write(tmp_path / "other", scores=[1.0], seconds=[1], target="topic")
+    with pytest.raises(PipelineError, match=r"late learns 'label' .*other learns 'topic'"):
+        compare([*pair, both, other])
+    with pytest.raises(PipelineError, match="--target lable: no run has learned it: did you mean 'label'"):
+        compare([both], "lable")
+
+
 def test_a_fusion_on_a_tuned_encoder_is_part_of_the_name(tmp_path):
     for fusion, name in [("dwatt", "fine_tune+dwatt"), ("none", "fine_tune"), ("last_layer", "fine_tune")]:
         path = write(tmp_path / fusion, scores=[1.0], seconds=[1], tuned="fine_tune", fusion=fusion)
@@ -175,7 +216,7 @@ def test_other_encoders_are_told_of(pair, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"target": "intent"}, "compare runs of one target"),
+        ({"target": "intent"}, "compare runs of one target, or name one by --target"),
         ({"kind": "float", "classes": []}, "compare runs of one target"),
         ({"classes": [*CLASSES[1:], "black"]}, "'black' is of one alone): compare runs on one data set"),
         ({"metric": "macro_f1"}, "train both with the same --metric"),

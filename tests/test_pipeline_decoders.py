@@ -1,6 +1,7 @@
 import importlib
 import itertools
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline.decoders
+from cache.targets import TargetKind
+from pipeline import metrics
+from pipeline.decoders import _base
 from pipeline.decoders._base import Decoder, pool
 from pipeline.decoders.regressor import Regressor
 from pipeline.decoders.tagger import CRF, Tagger
@@ -30,6 +34,11 @@ BY_TOKEN = ("tags", "choice", "token")
 """Kinds of targets whose units are tokens of an example and not examples."""
 
 each_case = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda x: str(x))
+
+
+def test_all_know_the_same_kinds_of_targets():
+    # No part imports `cache`, so the decoders have a list of their own.
+    assert get_args(_base.TargetKind) == get_args(TargetKind) == tuple(metrics.METRICS)
 
 
 def build(name, options, seed=0, **more):

@@ -76,7 +76,7 @@ def _rows():
 
 def test_table_and_second_call(small, tmp_path, capsys):
     notes = []
-    asked = {"epochs": 5, "quick": True, "note": notes.append, "bar": terminal.extraction_bar}
+    asked = {"epochs": None, "quick": True, "note": notes.append, "bar": terminal.extraction_bar}
     result = module.demo(str(tmp_path / "d"), **asked)
     check(result)
     assert result["blocks_encoded"] == 3
@@ -105,8 +105,10 @@ def test_table_fits_a_terminal_of_80(capsys, monkeypatch):
 
 
 def test_quick_and_whole_do_not_mix(small, tmp_path):
-    for quick in (True, False):
-        module.demo(str(tmp_path), epochs=1, quick=quick, note=lambda _: None, bar=terminal.extraction_bar)
+    for quick, epochs in ((True, 4), (False, 1)):
+        asked = {"epochs": epochs, "quick": quick, "note": lambda _: None, "bar": terminal.extraction_bar}
+        heads = module.demo(str(tmp_path), **asked)["heads"]
+        assert {head["epochs"] for head in heads} == {epochs}
     assert {"bank", "bank-quick", "data", "data-quick", "runs"} == {p.name for p in tmp_path.iterdir()}
 
 

@@ -666,9 +666,11 @@ def test_attempt_of_several_tasks_and_with_a_network_trained_before(folder):
         assert torch.allclose(found.sum(1), torch.ones(16), atol=1e-5), task
     with safetensors.safe_open(folder / "multi" / "attentions.safetensors", "pt") as opened:
         assert json.loads(opened.metadata()["data.tags"]) == ["a", "b", "data.tags"]
-    assert use.evaluate(str(folder / "multi"), "dev")["score"] == pytest.approx(
-        result["dev_metrics"]["data.intent.accuracy"], abs=1e-3
-    )
+    for task in ("data.intent", "tags", "score"):
+        found = use.evaluate(str(folder / "multi"), "dev", target=task)
+        assert found["task"] == f"data.{task.removeprefix('data.')}"
+        known = {f"{found['task']}.{name}": score for name, score in found["metrics"].items()}
+        assert known == pytest.approx({name: result["dev_metrics"][name] for name in known}, abs=1e-3)
     options = {**choices["options"], "network": str(folder / "multi")}
     tuned, _, _ = tuning.ready(folder, "attempt", **{**choices, "options": options})
     trained = safetensors.torch.load_file(folder / "multi" / "tuned.safetensors")

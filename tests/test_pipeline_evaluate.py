@@ -47,6 +47,15 @@ def test_dev_score_is_the_one_of_training(runs, target):
     assert evaluate(run, tiny.shared(), "test")["score"] > 60
 
 
+def test_it_computes_in_the_precision_of_the_run(tmp_path):
+    schedule = Schedule(epochs=1, precision="bfloat16")
+    train_run(tiny.shared().path, target="value", out=str(tmp_path / "run"), schedule=schedule)
+    run = load_run(str(tmp_path / "run"))
+    assert evaluate(run, tiny.shared(), "dev")["metrics"] == run.result["dev_metrics"]
+    plain = evaluate(dataclasses.replace(run, precision="float32"), tiny.shared(), "dev")["metrics"]
+    assert plain["mse"] != run.result["dev_metrics"]["mse"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_another_bank_of_the_same_encoder_will_do(runs, target, tmp_path):
     # Dealt in another order to smaller blocks, and named otherwise: the same rows, so the same score.

@@ -1,10 +1,14 @@
 """What all experiments share: heads that failed are told and do not count."""
 
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.experiments import _base
-from pipeline.experiments._base import Lab
+from pipeline.experiments._base import Data, Lab
+from pipeline.extract import Extraction
 from pipeline.grid import Grid
 from pipeline.job import Schedule
 
@@ -25,6 +29,17 @@ def swept(monkeypatch, tmp_path):
         return lab, lab.sweep("en", lab.plan("bank", Schedule()), grid)
 
     return run
+
+
+def test_banks_may_lie_at_a_url(monkeypatch, tmp_path):
+    def extracted(corpus, encoder, store, **_):
+        return Mock(spec=Extraction, store=store, blocks_encoded=0)
+
+    monkeypatch.setattr(_base, "load_corpus", lambda *_, **__: SimpleNamespace(words=None))
+    monkeypatch.setattr(_base, "open_encoder", lambda *_, **__: None)
+    monkeypatch.setattr(_base, "extract", extracted)
+    lab = Lab(out=tmp_path, encoder="e", data=(), banks="s3://b/x", device="cpu")
+    assert lab.bank(Data(path="some/folder", targets=("y",))) == "s3://b/x/folder-words"
 
 
 def test_a_failed_head_is_left_out_and_told(swept):

@@ -171,6 +171,7 @@ def test_classes_are_counted_and_sizes_that_are_not_there_are_said(made, tmp_pat
         ({"epochs": "0"}, "--set epochs=0: give numbers"),
         ({"rates": "affine"}, "--set rates=affine: give NAME=RATE"),
         ({"trials": "0"}, "--set trials=0"),
+        ({"n": "0"}, "--set n=0: give 1 or more"),
         ({"depth": "9"}, "depth 9: the encoder of"),
     ],
 )

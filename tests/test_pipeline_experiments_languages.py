@@ -160,6 +160,7 @@ def test_the_fusion_table_has_shares_of_the_encoder_and_means_over_languages(mad
         ("transfer", ("aa", "aa"), {}, "two data sets are called aa"),
         ("transfer", ("aa", "zz"), {}, "zz"),
         ("transfer", ("aa", "bb"), {"share": "2"}, "--set share=2"),
+        ("transfer", ("aa", "bb"), {"draw": "-1"}, "--set draw -1"),
         ("frozen-fusion", ("aa", "bb"), {"source": "cc"}, "--set source=cc: no data set has that name"),
         ("languages", ("aa", "bb"), {"groups": "high"}, "--set groups=high: give GROUP:LANGUAGE"),
         ("languages", ("aa", "bb"), {"groups": "high:aa"}, "bb is in no group"),

@@ -28,6 +28,12 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"n": 1, "round": 0}, {"n": 1, "seed": -1}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(PipelineError, match="give"):
+        Trials(**wrong)
+
+
 def test_every_trial_is_a_setting_of_the_grid_with_all_seeds(tmp_path):
     result = run(tmp_path / "s")
     settings = {}

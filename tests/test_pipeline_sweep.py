@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pyarrow.parquet
@@ -9,12 +10,12 @@ import pytest
 import tiny
 
 from cache import Split
-from pipeline import runner, train
+from pipeline import fitting, runner, train
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import load_run
-from pipeline.runner import Plan, Runner
+from pipeline.runner import Plan, Runner, lots_of
 from pipeline.sweep import sweep
 from pipeline.train import fit
 
@@ -57,6 +58,30 @@ def test_results_are_a_table_and_the_best_head_of_each_shape_a_run(tmp_path):
     [folder] = (tmp_path / "s" / "heads").iterdir()
     best = load_run(str(folder))
     assert best.result["dev"] == max(row["dev"] for row in table)
+
+
+def test_a_row_has_all_that_decides_a_head_and_its_own_share_of_the_time(tmp_path, monkeypatch):
+    schedule = Schedule(
+        epochs=4, warmup_frac=0.2, patience=9, data_seed=7, rungs=(1, 3), precision="float32"
+    )
+    real = train.train_epoch
+
+    def twelve_seconds(fittings, epoch):
+        return [12.0 for _ in real(fittings, epoch)]
+
+    monkeypatch.setattr(train, "train_epoch", twelve_seconds)
+    result = run(tmp_path / "s", RANKED, schedule=schedule)
+    rows = pyarrow.parquet.read_table(result["results"]).to_pylist()
+    asked = {
+        "epochs_asked": 4, "warmup_frac": 0.2, "patience": 9, "data_seed": 7, "rungs": "1,3",
+        "precision": "float32", "train_split": "train", "dev_split": "dev", "test_split": "test",
+    }  # fmt: skip
+    assert all(asked.items() <= row.items() for row in rows)
+    # An epoch of twelve heads, two of six, one of three.
+    share = {1: 12 / 12, 3: 12 / 12 + 2 * 12 / 6, 4: 12 / 12 + 2 * 12 / 6 + 12 / 3}
+    assert sorted(row["epochs"] for row in rows) == [1] * 6 + [3] * 3 + [4] * 3
+    assert [row["seconds"] for row in rows] == pytest.approx([share[row["epochs"]] for row in rows])
+    assert sum(row["seconds"] for row in rows) == pytest.approx(4 * 12)
 
 
 def test_single_layer_without_a_layer_is_a_probe_of_every_layer(tmp_path):
@@ -205,6 +230,65 @@ def test_rungs_let_the_worse_half_leave(tmp_path):
     for a, b in zip(rows, full, strict=True):
         if a["status"] == "ok":  # in smaller company the same head
             assert a["dev"] == pytest.approx(b["dev"], abs=2)
+
+
+RANKED = Grid(
+    targets=["label"], fusions=["linear"], lr=[1e-2, 1e-6, 2e-2], seeds=4, options={"hidden": ["4"]}
+)
+RUNGS = Schedule(epochs=4, rungs=(1, 3))
+
+
+@cache
+def memory_of_four():
+    """The memory that holds four heads of these twelve."""
+    return whole_at(RANKED, 3)
+
+
+@pytest.fixture
+def pairs_at_once(monkeypatch):
+    """Heads are computed two at a time, so that a stack in pieces of four has the groups of a whole one."""
+    few = memory_of_four()
+    monkeypatch.setattr(runner, "GROUP", 2)
+    monkeypatch.setattr(fitting, "GROUP", 2)
+    return few
+
+
+def test_rungs_rank_the_pieces_of_a_stack_as_one(pairs_at_once, tmp_path):
+    notes = []
+    apart = run(tmp_path / "a", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS, note=notes.append)
+    assert any("12 heads do not fit --memory, 4 at a time" in note for note in notes)
+    together = run(tmp_path / "b", RANKED, schedule=RUNGS)
+    assert rows_of(apart) == rows_of(together)
+    left = [row["lr"] for row in apart["rows"] if row["status"] == "left after epoch 1"]
+    assert len(left) == 6
+    assert left.count(1e-2) == 0  # ranked alone, that piece would have lost two
+
+
+@pytest.mark.parametrize("n_epochs", [5, -1])
+def test_killed_sweep_of_ranked_pieces_goes_on(n_epochs, pairs_at_once, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "CHECKPOINT_S", 0)
+    whole = run(tmp_path / "whole", RANKED, schedule=RUNGS)
+    epochs = [row["epochs"] for row in whole["rows"]]
+    n_calls = sum(max(epochs[k : k + 4]) for k in (0, 4, 8))
+    with monkeypatch.context() as patch:
+        before = kill_after(patch, n_epochs % n_calls)
+        with pytest.raises(Killed):
+            run(tmp_path / "cut", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS)
+    after = kill_after(monkeypatch, 99)
+    again = run(tmp_path / "cut", RANKED, memory_bytes=pairs_at_once, schedule=RUNGS)
+    assert rows_of(again) == rows_of(whole)
+    # A piece that was done is looked at again, for the ranking, from its last checkpoint.
+    assert len(before) + len(after) == n_calls
+    assert not list((tmp_path / "cut" / "stacks").glob("*.safetensors"))
+
+
+def test_ranked_pieces_need_no_folder_for_checkpoints(pairs_at_once, tmp_path):
+    plan = Plan(store=tiny.shared().path, schedule=RUNGS, memory_bytes=pairs_at_once)
+    alone = Runner(plan)
+    [stack] = RANKED.stacks(RANKED.shapes(tiny.shared(), "train"))
+    [lot] = lots_of(alone.fitting(stack), RUNGS)
+    found = [head.status for outcome in alone.train(lot) for head in outcome.trained]
+    assert found == [row["status"] for row in run(tmp_path / "b", RANKED, schedule=RUNGS)["rows"]]
 
 
 def test_rungs_out_of_range_are_refused():

@@ -48,6 +48,16 @@ def test_table_shows_every_cell(capsys):
         assert text in out
 
 
+@pytest.mark.parametrize("name", ["[hello]", "[/i]", "[bold red]x", ":smile:"])
+def test_no_name_is_a_command_to_the_terminal(capsys, name):
+    terminal.table(f"title {name}", (f"column {name}",), [(name,)])
+    terminal.note(name)
+    terminal.facts({"path": name})
+    out, err = capsys.readouterr()
+    assert out.count(name) == 4
+    assert err == f"{name}\n"
+
+
 def test_table_is_folded_in_a_terminal_only(capsys, monkeypatch):
     path = "a/rather/long/path/" * 8
     terminal.table("", ("path", "n"), [(path, 1)])
@@ -133,6 +143,17 @@ RUN = {
     "seconds": 1.0,
     "store": "S",
 }
+
+
+@pytest.mark.parametrize(("metric", "best_first"), [("f1", "cba"), ("mse", "abc"), ("perplexity", "abc")])
+def test_sweep_is_listed_best_first(capsys, metric, best_first):
+    same = {"target": "t", "decoder": "d", "options": "{}", "batch_size": 32, "lr": 1e-3, "status": "ok"}
+    same |= {"weight_decay": 0.01, "dropout": None, "parameters": 1, "metric": metric, "test": None}
+    scores = {"c": 30.0, "lost": None, "a": 1.0, "b": 2.0}
+    rows = [{**same, "fusion": name, "dev": dev} for name, dev in scores.items()]
+    terminal.show_sweep({"rows": rows, "heads": 4, "seconds": 1.0, "results": "R"})
+    fusions = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("t ")]
+    assert fusions == [*best_first, "lost"]
 
 
 def test_run_with_and_without_a_finite_score(capsys):

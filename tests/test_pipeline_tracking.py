@@ -1,6 +1,7 @@
 """Tracking, read back with the trackers' own libraries."""
 
 import json
+import socket
 import sys
 import warnings
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import cli
 from pipeline import sweep, tracking
 from pipeline.records import read_record
+from pipeline.tuning.run import TaskAsked
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +113,15 @@ def _named(name):
 def test_a_run_through_the_encoder_is_tracked_too(tmp_path):
     out = tmp_path / "run"
     with tracking.tracked("tensorboard", str(out)) as log:
-        tuning.run(tmp_path, "bitfit", progress=tracking.epochs(log, lambda *_: None))
+        tags = [TaskAsked(data=str(tmp_path / "data"), target="tags")]
+        progress = tracking.epochs(log, lambda *_: None)
+        result = tuning.run(tmp_path, "bitfit", progress=progress, further=tags)
         tracking.finished(log, str(out))
     found = scalars(tmp_path / "tensorboard" / "run")
     assert found["loss"] == pytest.approx({ln["epoch"]: ln["loss"] for ln in read_record(out).lines})
+    for name in ("data.intent.accuracy", "data.tags.f1"):
+        (best,) = found[f"best/dev/{name.rpartition('.')[0]}"].values()
+        assert best == pytest.approx(result["dev_metrics"][name])
 
 
 def losses(folder, tool, name):
@@ -241,3 +248,50 @@ def test_another_place_is_taken_from_the_environment(folder, tmp_path, monkeypat
         log.scalars(1, {"loss": 2.0})
     assert "elsewhere" in runs_of(folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def tracked_training(tmp_path, tool):
+    words = ["train", tiny.shared().path, "--target", "label", "--epochs", "3", "--threads", "1"]
+    return CliRunner().invoke(cli.app, [*words, "--out", str(tmp_path / "r"), "--track", tool])
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "htp://nowhere"])
+def test_a_server_that_is_not_there_is_one_line(tmp_path, monkeypatch, uri):
+    with socket.socket() as bound:  # bound and not listening: connections are refused
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(port=bound.getsockname()[1]))
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        done = tracked_training(tmp_path, "mlflow")
+    assert done.exit_code == 1
+    assert "MLFLOW_TRACKING_URI" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_tracker_that_fails_ends_no_training(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("the disk of the\ntracker is full")
+
+    monkeypatch.setattr(tracking._TensorBoard, "scalars", fails)
+    done = tracked_training(tmp_path, "tensorboard")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("the disk of the tracker is full") == 1
+    assert len(read_record(tmp_path / "r").lines) == 3
+
+
+def test_a_tracker_that_is_lost_with_one_head_is_not_asked_about_the_next(monkeypatch, tmp_path):
+    asked, notes = [], []
+
+    def fails(self, step, values):
+        asked.append(step)
+        raise OSError
+
+    monkeypatch.setattr(tracking._TensorBoard, "scalars", fails)
+    with tracking.tracked("tensorboard", str(tmp_path / "r"), note=notes.append) as log:
+        for step in (1, 2):
+            child = log.child(f"head-{step}")
+            child.scalars(step, {"loss": 1.0})
+            child.close()
+    assert asked == [1]
+    assert len(notes) == 1
+    assert "OSError" in notes[0]

@@ -1,7 +1,7 @@
 """The house of early fusion: batches, loss, loop, resuming, run folders."""
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +16,12 @@ from encoders import tiny_encoder
 
 from pipeline.errors import PipelineError
 from pipeline.folders import clear_partials
+from pipeline.predict import read_inputs
 from pipeline.tuning import folder as tuned
 from pipeline.tuning import use
 from pipeline.tuning.examples import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
-from pipeline.tuning.run import make_plan, recompute
+from pipeline.tuning.run import TaskAsked, make_plan, recompute
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_pieces_of_a_step_add_up_to_the_step(folder):
         plan = Plan(accumulation=pieces, batch_size=10, lr=1e-3)
         tuned, _, job = tuning.ready(folder, "fine_tune", "tags", plan=plan)
         tuned.eval()  # without dropout, which differs by piece
-        accelerator = make_accelerator(torch.device("cpu"), "no")
+        accelerator = make_accelerator(torch.device("cpu"), "float32")
         wrapped, optimizer = accelerator.prepare(tuned, make_optimizer(tuned, plan))
         trainer = _Trainer(wrapped, tuned, optimizer, job, plan, accelerator, Progress())
         loss, _ = trainer._step(np.arange(10))
@@ -108,8 +109,6 @@ def test_result_folder_evaluate_and_predict_agree(folder, target):
     assert len(Path(path, "metrics.jsonl").read_text().splitlines()) == result["epochs"]
     assert use.evaluate(path, "dev")["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-5)
     predictor = use.TunedPredictor(path)
-    from pipeline.predict import read_inputs
-
     row = next(iter(predictor.predict_rows(read_inputs(predictor.runs[0], ["open the red door"], None))))
     kind = {"intent": str, "tags": list, "score": float}[target]
     assert row["tokens"] == ["open", "the", "red", "door"]
@@ -259,12 +258,20 @@ def test_disk_that_refuses_is_one_line_and_costs_at_most_an_epoch(folder, epoch)
 
 
 def test_mixed_precision_and_checkpointing_train(folder):
-    plan = {"precision": "bf16", "checkpointing": True, "accumulation": 2, "epochs": 1}
+    plan = {"precision": "bfloat16", "checkpointing": True, "accumulation": 2, "epochs": 1}
     result = tuning.run(folder, "fine_tune", "tags", out="bf16", plan=plan)
     plain = tuning.run(folder, "fine_tune", "tags", out="plain", plan={"epochs": 1})
     losses = [json.loads((folder / out / "metrics.jsonl").read_text())["loss"] for out in ("bf16", "plain")]
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
     assert result["steps"] == plain["steps"]
+
+
+def test_evaluate_computes_in_the_precision_of_the_run(folder, monkeypatch):
+    result = tuning.run(folder, "bitfit", "score", out="short", plan={"precision": "bfloat16", "epochs": 1})
+    asked = str(folder / "short"), "dev"
+    assert use.evaluate(*asked)["metrics"] == pytest.approx(result["dev_metrics"], rel=1e-6)
+    monkeypatch.setattr(use, "products_in", lambda *_: nullcontext())
+    assert use.evaluate(*asked)["metrics"]["mse"] != pytest.approx(result["dev_metrics"]["mse"], rel=1e-6)
 
 
 def test_checkpointing_changes_no_gradient(folder):
@@ -343,3 +350,20 @@ def test_every_row_is_scored(folder):
     _, _, job = tuning.ready(folder, "fine_tune")
     rows = np.concatenate([rows for picked in in_order(job.dev[0]) for _, rows in picked])
     assert sorted(rows.tolist()) == list(range(len(job.dev[0])))
+
+
+def test_each_of_several_tasks_is_used_with_its_own_columns(tmp_path):
+    # The tokenizer of the whole run is one that takes words, which the first task has none of.
+    tuning.data(tmp_path / "data", ["text", "intent"])
+    words = TaskAsked(data=tuning.data(tmp_path / "words", ["tokens", "intent"]), target="intent")
+    choices = {"further": [words], "encoder": tiny_encoder("roberta"), "plan": {"epochs": 1}}
+    result = tuning.run(tmp_path, "bitfit", out="mixed", **choices)
+    path = str(tmp_path / "mixed")
+    for task, column in (("data.intent", "text"), ("words.intent", "tokens")):
+        found = use.evaluate(path, "dev", target=task)
+        assert found["score"] == pytest.approx(result["dev_metrics"][f"{task}.accuracy"], abs=1e-3)
+        predictor = use.TunedPredictor(path, target=task)
+        (row,) = predictor.predict_rows(read_inputs(predictor.runs[0], ["open the red door"], None))
+        assert set(row) == {column, "intent"}
+    with pytest.raises(PipelineError, match=r"name one by --target, of data\.intent, words\.intent"):
+        use.evaluate(path, "dev", target="intent")

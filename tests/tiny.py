@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from banks import codes_of
+from banks import codes_of, zeros
 
 from cache import Bank, Calibration, EncoderRecord, Kind, Recipe, Rows, Target, Writer, open_bank
 from cache.fingerprint import hash_texts
@@ -169,7 +169,7 @@ def shared(**changes) -> Bank:
 
 
 def _block(writer, split, block, rows):
-    plan, states = writer.plans[split], writer.block_buffer(split)
+    plan, states = writer.plans[split], zeros(writer, split)
     if states.dtype == np.int8:
         states = np.zeros(states.shape, np.float32)
     room = plan.block_tokens

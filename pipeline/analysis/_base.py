@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pipeline import parts
-from pipeline.analysis._material import Material, gather, weightless
+from pipeline.analysis._material import Material, gather, through_encoder, weightless
 from pipeline.errors import PipelineError
 from pipeline.findings import Figure, Findings, Table, save
 
@@ -27,6 +27,9 @@ class Question(ABC):
 
     paper: ClassVar[str] = ""
     """What it reproduces; empty where it is of no paper."""
+
+    reads_tuned: ClassVar[bool] = False
+    """Whether it can be answered of runs of `layerbank tune`."""
 
     @abstractmethod
     def lacks(self, material: Material) -> str:
@@ -64,13 +67,13 @@ def analyze(paths: Sequence[str], *, out: str, what: Sequence[str] = (), **choic
     material = gather(paths, **choices)
     names = what or parts.names("question")
     asked: dict[str, Question] = {name: parts.load("question", name)() for name in names}
-    lacking = {name: lack for name, one in asked.items() if (lack := one.lacks(material))}
+    lacking = {name: lack for name, one in asked.items() if (lack := _lack(one, material))}
     if what and lacking:
         name, lack = next(iter(lacking.items()))
         raise PipelineError(f"--what {name}: {lack}")
     asked = {name: one for name, one in asked.items() if name not in lacking}
     if not asked:
-        raise PipelineError(f"nothing to analyze: {'; '.join(lacking.values())}")
+        raise PipelineError(f"nothing to analyze: {'; '.join(dict.fromkeys(lacking.values()))}")
     answers = []
     for name, one in asked.items():
         material.note(name)
@@ -78,10 +81,12 @@ def analyze(paths: Sequence[str], *, out: str, what: Sequence[str] = (), **choic
     notes = [note for answer in answers for note in answer.notes]
     if not what and (lack := weightless([r for r in material.records if r.method != "single_layer"])):
         notes.append(lack)
+    if not any(one.reads_tuned for one in asked.values()):
+        notes += [lack] if (lack := through_encoder(material.tuned)) else []
     findings = Findings(
         kind="analysis",
         name="analysis",
-        title=f"Layers: {', '.join(asked)}",
+        title=f"Analysis: {', '.join(asked)}",
         paper="; ".join(dict.fromkeys(one.paper for one in asked.values() if one.paper)),
         asked={"of": list(paths), "what": list(asked), "split": material.split},
         seconds=time.perf_counter() - began,
@@ -90,6 +95,14 @@ def analyze(paths: Sequence[str], *, out: str, what: Sequence[str] = (), **choic
         figures=tuple(figure for answer in answers for figure in answer.figures),
     )
     return {**save(findings, out), "what": list(asked)}
+
+
+def _lack(question: Question, material: Material) -> str:
+    """What is missing to answer a question; empty if nothing is."""
+    only_tuned = not (material.records or material.sweeps or material.named_banks)
+    if material.tuned and only_tuned and not question.reads_tuned:
+        return through_encoder(material.tuned)
+    return question.lacks(material)
 
 
 def file_name(*names: str) -> str:

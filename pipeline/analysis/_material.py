@@ -13,10 +13,9 @@ from cache import Bank, Split, open_bank
 from cache.bank import is_bank
 from cache.store import local_path
 from pipeline import parts
-from pipeline.batches import MEMORY_BYTES
 from pipeline.errors import PipelineError, nearest
 from pipeline.fusions._base import Fusion
-from pipeline.records import Record, find_runs, read_record
+from pipeline.records import Record, find_runs, read_records
 from pipeline.results import SWEEP, Run, load_run
 from pipeline.sweep import RESULTS
 
@@ -29,6 +28,7 @@ class Material:
     """What was named, and how to look at it."""
 
     records: tuple[Record, ...] = ()  # of heads on banks
+    tuned: tuple[Record, ...] = ()  # of runs of `tune`, task by task; they read no bank
     sweeps: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # rows by folder
     named_banks: tuple[Bank, ...] = ()  # looked at in place of those that the heads were trained on
     split: str = "dev"
@@ -37,7 +37,7 @@ class Material:
     tokens: int = 0  # of a bank; at least so many are compared, by whole blocks; 0 for all
     encoder: str | None = None  # where it is now
     trust_remote_code: bool = False
-    memory_bytes: int = MEMORY_BYTES
+    memory_bytes: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     note: Callable[[str], None] = lambda _: None
 
@@ -118,6 +118,22 @@ def weightless(records: Sequence[Record]) -> str:
     return f"no weights over layers in {named}: train heads of {having}"
 
 
+def through_encoder(tuned: Sequence[Record]) -> str:
+    """Says of runs of `layerbank tune` why a question about layers is not asked of them.
+
+    >>> through_encoder([])
+    ''
+    """
+    if not tuned:
+        return ""
+    paths = list(dict.fromkeys(record.path for record in tuned))
+    more = f" and {len(paths) - 1} more were" if len(paths) > 1 else " was"
+    return (
+        f"{paths[0]}{more} trained through the encoder by 'layerbank tune': layers are asked of heads "
+        "that 'layerbank train' or 'sweep' trained on a bank"
+    )
+
+
 def gather(paths: Sequence[str], **choices: Any) -> Material:
     """Tells apart what was named.
 
@@ -126,7 +142,7 @@ def gather(paths: Sequence[str], **choices: Any) -> Material:
         choices: the other fields of `Material`.
 
     Raises:
-        PipelineError: a path is none of these, a run is not whole or not of a bank, a sweep has not ended.
+        PipelineError: a path is none of these, a run is not whole, a sweep has not ended.
         CacheError: a bank is not complete.
     """
     if not paths:
@@ -138,18 +154,14 @@ def gather(paths: Sequence[str], **choices: Any) -> Material:
             banks.append(open_bank(path))
         elif (Path(path) / SWEEP).is_file():
             sweeps[str(Path(path))] = _rows(path)
-            heads = Path(path) / HEADS
-            folders += find_runs([str(heads)]) if heads.is_dir() else []
+            kept = Path(path) / HEADS
+            folders += find_runs([str(kept)]) if kept.is_dir() else []
         else:
             folders += find_runs([path])
-    records = [read_record(folder) for folder in dict.fromkeys(folders)]
-    for record in records:
-        if record.kind == "tune":
-            raise PipelineError(
-                f"{record.path} was trained through the encoder by 'layerbank tune': analyze reads heads "
-                "that 'layerbank train' or 'sweep' trained on a bank"
-            )
-    return Material(records=tuple(records), sweeps=sweeps, named_banks=tuple(banks), **choices)
+    records = [record for folder in dict.fromkeys(folders) for record in read_records(folder)]
+    heads = tuple(record for record in records if record.kind == "train")
+    tuned = tuple(record for record in records if record.kind == "tune")
+    return Material(records=heads, tuned=tuned, sweeps=sweeps, named_banks=tuple(banks), **choices)
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

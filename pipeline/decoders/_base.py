@@ -12,6 +12,8 @@ from pipeline.stack import Dropout, Linear
 
 Tokens = Literal["all", "words", "first", "pair", "options", "masked"]
 TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
+"""As `cache.targets` has it, which no part imports."""
+
 Layers = Literal["mlp", "linear"]
 Pooling = Literal["first", "mean", "max"]
 

@@ -43,11 +43,6 @@ class Host:
         return table
 
     @property
-    def prompt_width(self) -> int:
-        """Size of an input embedding, which a soft token takes the place of."""
-        return self.embeddings.embedding_dim
-
-    @property
     def encoder(self) -> Any:
         """The part that reads the input."""
         return self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model

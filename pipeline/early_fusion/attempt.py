@@ -97,6 +97,8 @@ class Attempt(Method):
         super().__init__(host=host)
         if size < 1:
             raise PipelineError(f"--set size={size}: give a bottleneck of 1 or more")
+        if not abs(temperature) <= 20:
+            raise PipelineError(f"--set temperature={temperature}: it is an exponent, give -20 to 20")
         if transfer:
             check_sources(host, "attempt")
         self._network_file, self.network_lr = network, network_lr

@@ -13,6 +13,7 @@ import torch
 
 from cache.layout import Keep
 from pipeline import parts
+from pipeline.batches import memory_budget
 from pipeline.checkpoint import load_model, weights_sha256
 from pipeline.corpus import load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
@@ -64,12 +65,12 @@ class Lab:
     out: Path
     encoder: str
     data: tuple[Data, ...]
-    banks: Path  # shared by experiments that are given the same folder
+    banks: Path | str  # a folder or a URL, shared by experiments that are given the same
     runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
-    memory_bytes: int = 4 * 2**30
+    memory_bytes: int | None = None  # by the device
     note: Callable[[str], None] = field(default=lambda _: None)
     lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
 
@@ -93,7 +94,7 @@ class Lab:
             keep: which tokens are kept.
             choices: further arguments of `pipeline.extract.extract`.
         """
-        store = str(self.banks / f"{data.name}-{keep}")
+        store = f"{self.banks}/{data.name}-{keep}"
         corpus = load_corpus(data.path)
         encoder = open_encoder(
             self.encoder, revision=self.encoder_revision, precision="auto", store=store,
@@ -150,6 +151,7 @@ class Lab:
         Raises:
             PipelineError: as for `sweep`.
         """
+        device = pick_device(self.device)
         threads, failed = torch.get_num_threads(), list[BaseException]()
 
         def go_on(*_: Any) -> None:
@@ -166,8 +168,8 @@ class Lab:
                 failed.append(error)
                 raise
 
-        with side_by_side(pick_device(self.device), len(asked)) as run:
-            memory_bytes = self.memory_bytes // (threads // torch.get_num_threads())
+        with side_by_side(device, len(asked)) as run:
+            memory_bytes = memory_budget(device, self.memory_bytes) // (threads // torch.get_num_threads())
             try:
                 return dict(
                     zip(asked, run([partial(one, name, memory_bytes) for name in asked]), strict=True)

@@ -10,6 +10,7 @@ from pipeline import figures
 from pipeline.compare import compare
 from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Experiment, Lab
+from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.job import Schedule
 from pipeline.records import read_record
@@ -44,7 +45,7 @@ class Convergence(Experiment):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        self.methods, self.fusions = methods.split(","), fusions.split(",")
+        self.methods, self.fusions = words(methods), words(fusions)
         for method in self.methods:
             if method in ("spot", "attempt"):
                 raise PipelineError(

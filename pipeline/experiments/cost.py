@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pipeline import figures
 from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Experiment, Lab
+from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.job import Schedule
 from pipeline.records import read_record
@@ -58,7 +59,7 @@ class Cost(Experiment):
         measured_epochs: int = 1,
         batch_size: int = 32,
     ) -> None:
-        self.methods, self.fusions = methods.split(","), fusions.split(",")
+        self.methods, self.fusions = words(methods), words(fusions)
         if "spot" in self.methods:
             raise PipelineError("--set methods: a step of spot is one of prompt_tuning: name that instead")
         for name, value in (("heads", heads), ("epochs", epochs), ("measured_epochs", measured_epochs)):

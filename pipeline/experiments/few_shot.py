@@ -70,6 +70,8 @@ class FewShot(Experiment):
         self.warmup_steps, self.batch_size = warmup_steps, batch_size
         if trials < 1 or not self.fusions:
             raise PipelineError(f"--set trials={trials} fusions={fusions}: give 1 or more of each")
+        if n is not None and n < 1:
+            raise PipelineError(f"--set n={n}: give 1 or more layers")
 
     def run(self, lab: Lab) -> Findings:
         """The tables and figures of every target."""

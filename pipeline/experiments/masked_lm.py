@@ -63,7 +63,7 @@ class MaskedLM(Experiment):
         train: str = "train",
         dev: str = "dev",
     ) -> None:
-        self.fusions, self.learn = fusions.split(","), learn.split(",")
+        self.fusions, self.learn = words(fusions), words(learn)
         unknown = set(self.learn) - {"none", "transform", "all"}
         if unknown:
             raise PipelineError(f"--set learn: {sorted(unknown)[0]!r} is none of none, transform, all")

@@ -75,7 +75,7 @@ class Scaling(FromSources):
             replace(
                 lab,
                 encoder=one,
-                banks=lab.banks / name,
+                banks=f"{lab.banks}/{name}",
                 encoder_revision=lab.encoder_revision if one == lab.encoder else None,
             )
             for one, name in zip(encoders, names, strict=True)

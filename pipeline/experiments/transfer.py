@@ -12,6 +12,7 @@ from pipeline.experiments._languages import check_languages, open_banks, score_o
 from pipeline.experiments._tables import Row, average, groups
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.grid import Grid
+from pipeline.job import check_seed
 
 FEW, ALL = "a share of it alone", "all of it"
 
@@ -48,6 +49,7 @@ class Transfer(Experiment):
         self.seeds, self.epochs, self.lr = seeds, epochs, lr
         if not 0 < share < 1:
             raise PipelineError(f"--set share={share}: give a share between 0 and 1")
+        check_seed("--set draw", draw)
 
     def run(self, lab: Lab) -> Findings:
         """One sweep a pair, on banks that are joined and not extracted again."""

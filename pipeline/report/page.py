@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import figures
-from pipeline.findings import Cell, Column, Table, as_csv, as_latex, shown
+from pipeline.findings import Cell, Table, as_csv, as_latex, is_numeric, shown
 from pipeline.report.sections import COMMAND, MAX_ROWS, VERSIONS, Section, sections
 from pipeline.report.sources import find
 from pipeline.results import finite, write_whole
@@ -42,7 +42,7 @@ def report(paths: Sequence[str], out: str, *, one_table: bool = False) -> dict[s
         "bytes": len(html.encode()),
         "findings": len(found.findings),
         "sweeps": len(found.sweeps),
-        "runs": len(found.runs),
+        "runs": len({record.path for record in found.runs}),
         "tables": sum(len(section.tables) for section in made),
         "figures": sum(len(section.figures) for section in made),
     }
@@ -120,7 +120,7 @@ def _table(table: Table) -> dict[str, Any]:
     """A table as the template takes it; what makes a row again becomes one cell at its end."""
     columns = [column for column in table.columns if column.name not in (COMMAND, VERSIONS)]
     plain = replace(table, columns=tuple(columns))
-    numeric = [_numeric(table, column) for column in columns]
+    numeric = [is_numeric(table, column) for column in columns]
     rows = [
         {
             "cells": [
@@ -142,11 +142,6 @@ def _table(table: Table) -> dict[str, Any]:
         "csv": _link("text/csv", as_csv(table)),
         "latex": _link("application/x-tex", as_latex(plain)),
     }
-
-
-def _numeric(table: Table, column: Column) -> bool:
-    values = [row.get(column.name) for row in table.rows]
-    return all(isinstance(value, int | float) for value in values if value is not None)
 
 
 def _link(kind: str, text: str) -> str:

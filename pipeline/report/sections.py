@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pipeline import figures, metrics, plot
-from pipeline.compare import compare_records, curves_of
+from pipeline.compare import compare_records, curves_of, of_one_target
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.records import Record
 from pipeline.report import commands
@@ -51,7 +51,9 @@ def sections(found: Found, *, one_table: bool = False) -> list[Section]:
     """
     made = [_findings(*one) for one in found.findings]
     made += [_sweep(one) for one in found.sweeps]
-    groups = [found.runs] if one_table and found.runs else _grouped(found.runs, _goal)
+    groups = _grouped(found.runs, _goal)
+    if one_table and found.runs:
+        groups = [of_one_target(found.runs, cure="leave out --one-table")]
     made += [_runs(group) for group in groups]
     return made + _costs(found)
 
@@ -232,8 +234,8 @@ def _goal(record: Record) -> _Goal:
 
 def _runs(records: Sequence[Record]) -> Section:
     compared = compare_records(records)
-    by_path = {record.path: record for record in records}
-    rows = [_run(by_path[row["run"]], row) for row in compared["runs"]]
+    known = {(record.path, record.part): record for record in records}
+    rows = [_run(known[row["run"], row["task"]], row) for row in compared["runs"]]
     target, metric = compared["target"], compared["metric"]
     return Section(
         title=f"Runs on {target}",
@@ -261,7 +263,11 @@ def _run(record: Record, row: Mapping[str, Any]) -> dict[str, Any]:
         name: None if row[name] is None else row[name] / 1e6 for name in ("peak_memory_bytes", "bytes")
     }
     how = {COMMAND: commands.of_run(record), VERSIONS: _versions(record.config.get("versions"))}
-    return {**{name: row[name] for name, _ in _RUN}, **sizes, **how}
+    return {**{name: row[name] for name, _ in _RUN}, "run": _run_name(record), **sizes, **how}
+
+
+def _run_name(record: Record) -> str:
+    return f"{record.path}, {record.part}" if record.part else record.path
 
 
 # Cost against score
@@ -271,7 +277,7 @@ def _costs(found: Found) -> list[Section]:
     """All heads and runs of one target: what they took, and what they score."""
     points: dict[_Goal, list[dict[str, Any]]] = defaultdict(list)
     for record in found.runs:
-        points[_goal(record)].append(_point(record.path, record.method, record.result))
+        points[_goal(record)].append(_point(_run_name(record), record.method, record.result))
     for one in found.sweeps:
         classes = {
             h["target"]["name"]: (h["target"]["kind"], frozenset(h["target"]["names"])) for h in one.heads

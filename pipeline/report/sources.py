@@ -10,7 +10,7 @@ import pyarrow.parquet
 
 from pipeline.errors import PipelineError
 from pipeline.findings import FINDINGS, Findings, load
-from pipeline.records import Record, read_record
+from pipeline.records import Record, read_records
 from pipeline.results import CONFIG, METRICS, RESULT, SWEEP, finite, read_json
 from pipeline.sweep import RESULTS
 
@@ -34,7 +34,7 @@ class Found:
 
     findings: list[tuple[str, Findings, Mapping[str, Any]]] = field(default_factory=list)
     sweeps: list[Sweep] = field(default_factory=list)
-    runs: list[Record] = field(default_factory=list)
+    runs: list[Record] = field(default_factory=list)  # of several tasks learned together one a task
 
 
 def find(paths: Sequence[str]) -> Found:
@@ -57,7 +57,7 @@ def find(paths: Sequence[str]) -> Found:
         elif (folder / SWEEP).exists():
             found.sweeps.append(_read_sweep(folder))
         else:
-            found.runs.append(read_record(folder))
+            found.runs.extend(read_records(folder))
     return found
 
 

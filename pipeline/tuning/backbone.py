@@ -8,12 +8,9 @@ from torch import nn
 
 from cache import EncoderRecord
 from pipeline import checkpoint
-from pipeline.encoder import Encoder
+from pipeline.encoder import LONGEST, Encoder
 from pipeline.errors import PipelineError
 from pipeline.tokens import tokenizer_sha256
-
-_LONGEST = 512
-"""Default for the longest example, where the encoder allows more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +41,9 @@ class Backbone:
         Raises:
             PipelineError: the position table has no room for both.
         """
-        known = min(_LONGEST, self.tokenizer.model_max_length)
+        known = min(LONGEST, self.tokenizer.model_max_length)
         if self.positions is None:
-            return asked or known
+            return known if asked is None else asked
         room = self.positions - n_slots
         special = self.tokenizer.num_special_tokens_to_add()
         if room <= special:
@@ -60,7 +57,7 @@ class Backbone:
                 f"--max-length {asked}: the encoder has {self.positions} positions, {n_slots} of them go "
                 f"to soft tokens: give {room} or less"
             )
-        return asked or min(known, room)
+        return min(known, room) if asked is None else asked
 
 
 def load_backbone(

@@ -155,7 +155,7 @@ def open_run(
     backbone = load_backbone(
         encoder or known.name,
         revision=None if encoder else known.revision,
-        words=run.source.columns.get("words") is not None,
+        words=any(task.columns.get("words") is not None for task in run.tasks),
         trust_remote_code=trust_remote_code,
     )
     if backbone.record.weights_sha256 != known.weights_sha256:

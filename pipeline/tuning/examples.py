@@ -1,10 +1,9 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from cache import Kind, Target
 from cache.targets import ranges, spans
 from pipeline.corpus import Corpus
-from pipeline.errors import PipelineError, nearest
+from pipeline.errors import PipelineError
 from pipeline.head import Head, Inputs
 from pipeline.labels import Labels
 from pipeline.tokens import Tokens, batches_of, tokenize
@@ -126,7 +125,7 @@ class LabelledText:
             PipelineError: the split is not there, or none of its rows has a label.
         """
         labels, name = self.labels, self.corpus.name
-        batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
+        batches = batches_of(self.corpus.reader(split), len(self.corpus.split(split)))
         tokens = tokenize(self.backbone.tokenizer, batches, max_length=max_length)
         target = labels.target(split)
         found = Examples(task=task, tokens=tokens, target=target)
@@ -135,21 +134,6 @@ class LabelledText:
                 f"split {split} of {name} has no label of target {labels.name!r}: name another split"
             )
         return found
-
-
-def row_reader(corpus: Corpus, split: str) -> Callable[[int, int], Any]:
-    """Reads rows of a split, from one number up to another, as the tokenizer takes them.
-
-    Raises:
-        PipelineError: the split is not there.
-    """
-    if split not in corpus.splits:
-        raise PipelineError(f"{corpus.name} has no split {split!r}: {nearest(split, corpus.splits)}")
-
-    def rows(first: int, last: int) -> Any:
-        return corpus.texts(split, slice(first, last)), corpus.pairs(split, slice(first, last))
-
-    return rows
 
 
 def deal(

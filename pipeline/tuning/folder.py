@@ -19,10 +19,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from cache import EncoderRecord
-from pipeline.errors import PipelineError
+from pipeline.attentions import ATTENTIONS
+from pipeline.errors import PipelineError, nearest
 from pipeline.folders import CONFIG, METRICS, RESULT, making, write_tensors
 from pipeline.head import HeadSpec
-from pipeline.results import ATTENTIONS, check_free, finite
+from pipeline.results import check_free, finite
 from pipeline.versions import made_by
 
 WEIGHTS = "tuned.safetensors"
@@ -69,6 +70,30 @@ class TunedRun:
     tasks: tuple[TaskSpec, ...]
     sources: dict[str, list[int]]  # shapes of the source prompts, by name
     result: dict[str, Any]
+    precision: str = "float32"  # of the products
+
+
+def number_of_task(run: TunedRun, target: str | None) -> int:
+    """Which of a run's tasks is asked for.
+
+    Args:
+        run: of one task or of several.
+        target: the task's target or, where several have one of that name, DATA.TARGET; the only task's if
+            None.
+
+    Raises:
+        PipelineError: the run has no such task, or several.
+    """
+    names = [task.name for task in run.tasks]
+    found = [k for k, task in enumerate(run.tasks) if target in (None, task.name, task.target)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise PipelineError(
+            f"--target {target}: {run.path} learned no such task: {nearest(str(target), names)}"
+        )
+    several = ", ".join(names[k] for k in found)
+    raise PipelineError(f"{run.path} learned several tasks: name one by --target, of {several}")
 
 
 def is_tuned(path: str) -> bool:
@@ -145,6 +170,7 @@ def load(path: str) -> tuple[TunedRun, dict[str, Tensor]]:
             tasks=tuple(_task(task) for task in config["tasks"]),
             sources=config["sources"],
             result=json.loads((folder / RESULT).read_text(encoding="utf-8")),
+            precision=config.get("plan", {}).get("precision", "float32"),
         )
         return run, safetensors.torch.load_file(str(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -27,6 +27,9 @@ from pipeline.tuning import saved
 from pipeline.tuning.examples import Batch, Examples, Picked, deal, in_order, make_batch
 from pipeline.tuning.model import Tuned
 
+MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""What `accelerate` calls the precisions."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -41,12 +44,14 @@ class Plan:
     patience: int | None = None  # epochs without a better dev score after which training ends
     seed: int = 0  # of the starting weights and of dropout
     data_seed: int = 0  # of the order of the examples
-    precision: str = "no"  # no, bf16, fp16
+    precision: str = "float32"  # of the products, a key of `MIXED`; weights are float32
     accumulation: int = 1  # pieces of a step, each with a forward of its own
     checkpointing: bool = False  # recompute states in the backward pass
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        if self.precision not in MIXED:
+            raise PipelineError(f"--precision {self.precision}: give {', '.join(MIXED)}")
         for name in ("epochs", "batch_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise PipelineError(f"--{name.replace('_', '-')} {getattr(self, name)}: give 1 or more")
@@ -124,14 +129,16 @@ def make_accelerator(device: torch.device, precision: str) -> Any:
     AcceleratorState._reset_state(reset_partial_state=False)
     try:
         return Accelerator(
-            mixed_precision=precision,
+            mixed_precision=MIXED[precision],
             cpu=device.type == "cpu",
             # A batch need not hold every task, and a task's prompt or head then gets no gradient.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, RuntimeError, NotImplementedError) as error:
         said = " ".join(str(error).split())
-        raise PipelineError(f"--precision {precision} on {device}: {said}: use --precision no") from error
+        raise PipelineError(
+            f"--precision {precision} on {device}: {said}: use --precision float32"
+        ) from error
 
 
 def fit(

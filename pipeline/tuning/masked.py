@@ -14,7 +14,7 @@ from pipeline.masking import check_maskable, chunked, masked
 from pipeline.output_layer import OutputLayer, read_output_layer
 from pipeline.tokens import batches_of
 from pipeline.tuning.backbone import Backbone
-from pipeline.tuning.examples import Examples, row_reader
+from pipeline.tuning.examples import Examples
 
 TARGET = "token"
 SEED = 0
@@ -67,7 +67,7 @@ class MaskedText:
             PipelineError: the split is not there, or `max_length` has no room for text.
         """
         tokenizer = self.backbone.tokenizer
-        batches = batches_of(row_reader(self.corpus, split), len(self.corpus.split(split)))
+        batches = batches_of(self.corpus.reader(split), len(self.corpus.split(split)))
         chunks = chunked(tokenizer, batches, max_length=max_length)
         text = masked(
             chunks,

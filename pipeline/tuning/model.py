@@ -61,7 +61,7 @@ class Tuned(nn.Module):
         for part in batch.parts:
             head: Any = self.heads[part.task]
             inputs = self._read(states, part)
-            loss = head.decoder.loss(head(inputs), part.labels, inputs.decoded_lengths)
+            loss = head.decoder.loss(head(inputs).float(), part.labels, inputs.decoded_lengths)
             losses.append(loss.sum() * part.share)
         return torch.stack(losses).sum()
 
@@ -121,7 +121,7 @@ class Tuned(nn.Module):
         for part in batch.parts:
             head: Any = self.heads[part.task]
             inputs = self._read(states, part)
-            outcome = head.decoder.outcome(head(inputs), part.labels, inputs.decoded_lengths)
+            outcome = head.decoder.outcome(head(inputs).float(), part.labels, inputs.decoded_lengths)
             found.append((part, outcome[0].cpu()))
         return found
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from pipeline import memory, metrics
+from pipeline.attentions import ATTENTIONS
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, read_labels
-from pipeline.results import ATTENTIONS, finite
+from pipeline.results import finite
 from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options

@@ -13,12 +13,13 @@ from pipeline.corpus import Corpus, load_corpus
 from pipeline.errors import PipelineError
 from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
+from pipeline.precision import products_in
 from pipeline.predict import Rows
 from pipeline.results import finite
 from pipeline.tokens import tokenize
 from pipeline.tuning.build import open_run, target_of
 from pipeline.tuning.examples import Examples, LabelledText
-from pipeline.tuning.folder import TaskSpec, TunedRun, load
+from pipeline.tuning.folder import TaskSpec, TunedRun, load, number_of_task
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.masked import MaskedText
 from pipeline.tuning.model import Tuned
@@ -30,16 +31,22 @@ def evaluate(
     *,
     store: str | None = None,
     data: str | None = None,
+    encoder: str | None = None,
+    target: str | None = None,
     device: torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Scores of a run on a split, as `pipeline.evaluate` gives them; of its first task.
+    """Scores of a run on a split, as `pipeline.evaluate` gives them; `task` too where it has several.
 
     Args:
         path: the run folder.
         split: one of the data's.
         store: refused: such a run goes through the encoder.
         data: other data of the same columns and classes; those it was trained on by default.
+        encoder: where the encoder is, if not where it was.
+        target: which of several tasks, see `pipeline.tuning.folder.number_of_task`.
         device: where it computes, the CPU by default.
+        trust_remote_code: whether code that comes with the encoder may run.
 
     Raises:
         PipelineError: the run cannot be loaded, or the data does not fit it.
@@ -50,15 +57,19 @@ def evaluate(
             "--store, or name other data by --data"
         )
     run, _ = load(path)
-    task = run.tasks[0]
+    number = number_of_task(run, target)
+    task = run.tasks[number]
     columns = {role: column for role, column in task.columns.items() if column is not None}
     corpus = load_corpus(data or task.data, revision=None if data else task.revision, **columns)
-    run, tuned = open_run(path, device=device)
-    scores = report(tuned, _examples(corpus, split, run, tuned, task))
+    run, tuned = open_run(path, encoder=encoder, device=device, trust_remote_code=trust_remote_code)
+    with products_in(run.precision, tuned.device):
+        scores = report(tuned, _examples(corpus, split, run, tuned, number))
+    named = {"task": task.name} if len(run.tasks) > 1 else {}
     return dict(
         finite(
             {
                 "run": path,
+                **named,
                 "split": split,
                 "metric": task.metric,
                 "score": scores[task.metric],
@@ -68,12 +79,12 @@ def evaluate(
     )
 
 
-def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: TaskSpec) -> Examples:
+def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, number: int) -> Examples:
     """A split with its labels in the class numbers of the run: other data may lack some of the classes."""
-    backbone, max_length = tuned.backbone, run.source.max_length
+    backbone, max_length, task = tuned.backbone, run.source.max_length, run.tasks[number]
     if task.maskings:
         text = MaskedText.open(corpus, backbone, target=task.target, maskings=task.maskings)
-        return text.examples(split, task=0, max_length=max_length)
+        return text.examples(split, task=number, max_length=max_length)
     labels = read_labels(corpus, task.target)
     unknown = sorted(set(labels.names) - set(task.names))
     if labels.kind != task.kind or unknown:
@@ -87,16 +98,28 @@ def _examples(corpus: Corpus, split: str, run: TunedRun, tuned: Tuned, task: Tas
         values = {name: numbers[codes] for name, codes in labels.values.items()}
         labels = replace(labels, names=task.names, values=values)
     rows = LabelledText(corpus=corpus, labels=labels, backbone=backbone)
-    return rows.examples(split, task=0, max_length=max_length)
+    return rows.examples(split, task=number, max_length=max_length)
 
 
 class TunedPredictor:
-    """Labels raw text with one run; what `pipeline.predict.Predictor` is for heads on a bank."""
+    """Labels raw text with one run; what `pipeline.predict.Predictor` is for heads on a bank.
+
+    Args:
+        path: the run folder.
+        target: which of several tasks, see `pipeline.tuning.folder.number_of_task`.
+        encoder: where the encoder is, if not where it was.
+        device: where it computes, the CPU by default.
+        trust_remote_code: whether code that comes with the encoder may run.
+
+    Raises:
+        PipelineError: the run cannot be loaded, or raw text has nothing of the task.
+    """
 
     def __init__(
         self,
         path: str,
         *,
+        target: str | None = None,
         encoder: str | None = None,
         device: torch.device | None = None,
         trust_remote_code: bool = False,
@@ -104,15 +127,18 @@ class TunedPredictor:
         run, self.tuned = open_run(
             path, encoder=encoder, device=device, trust_remote_code=trust_remote_code
         )
-        if run.tasks[0].maskings:
+        self._number = number_of_task(run, target)
+        self._task = run.tasks[self._number]
+        if self._task.maskings:
             raise PipelineError(
                 f"{path} predicts masked tokens, which raw text has none of: 'layerbank evaluate' scores it"
             )
-        self.runs = [run]
+        # What is read of a file are the columns of this task, which need not be those of the first.
+        self.runs = [replace(run, source=replace(run.source, columns=self._task.columns))]
 
     def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
-        """Each input as it is shown, with the first task's prediction; None where an answer is no class."""
-        run, task = self.runs[0], self.runs[0].tasks[0]
+        """Each input as it is shown, with the task's prediction; None where an answer is no class."""
+        run, task = self.runs[0], self._task
         tokens = tokenize(
             self.tuned.backbone.tokenizer, [(rows.texts, rows.pairs)], max_length=run.source.max_length
         )
@@ -120,7 +146,7 @@ class TunedPredictor:
         empty: ndarray = np.full(n_units, -1, np.int32)
         if task.kind == "float":
             empty = np.full(n_units, np.nan, np.float32)
-        examples = Examples(task=0, tokens=tokens, target=replace(target_of(task), values=empty))
+        examples = Examples(task=self._number, tokens=tokens, target=replace(target_of(task), values=empty))
         guess = predictions(self.tuned, examples)
         bounds = spans(tokens.n_words)
         for i, shown in enumerate(rows.shown):

@@ -68,12 +68,11 @@ def run_s(store: str, seed: int, memory_bytes: int) -> float:
 
 def fine_tuning_s(data: Path, model: Path) -> float:
     """Seconds of one epoch of fine-tuning, after one that warms up."""
-    mixed = "bf16" if arguments.precision == "bfloat16" else "no"
     out = work / "tuned"
     shutil.rmtree(out, ignore_errors=True)
     result = layerbank(
         "tune", data, "--encoder", model, "--method", "fine_tune", "--target", "tags", "--out", out,
-        "--epochs", "2", "--precision", mixed, "--device", arguments.device,
+        "--epochs", "2", "--precision", arguments.precision, "--device", arguments.device,
         "--threads", str(arguments.threads),
     )  # fmt: skip
     return float(result["seconds_per_epoch"])

@@ -53,8 +53,8 @@ def _rows(split: Split, times: int) -> Rows:
 def _write_block(writer: Writer, split: Split, block: int) -> None:
     plan = writer.plans[split.name]
     chosen = np.argsort(split.row)[plan.row[plan.examples(block)] % split.n_examples]
-    states = writer.block_buffer(split.name)
     found, _ = split.gather(chosen)
+    states = np.zeros((len(found), plan.block_tokens, split.width), found.dtype)
     states[:, : found.shape[1]] = found
     at = ranges(split.start[chosen], split.length[chosen])
     tokens = {}
