@@ -113,11 +113,12 @@ def extract(
         corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
         batch_tokens=batch_tokens, codec=codec, seed=seed,
     )  # fmt: skip
-    if twin := _twin(store, recipe, rows.hashes):
-        note(f"note: {twin.path} holds the very same states; they are made once more for {store}")
+    twin = _twin(store, recipe, rows.hashes)
     if not force:
         check_room(store, recipe, tokens, rows.output_layer.n_bytes if rows.output_layer else 0)
     with Writer(store, recipe, rows.of_bank(keep), versions=versions()) as writer:
+        if twin is not None:
+            note(f"note: {twin.path} holds the very same states; they are made once more for {store}")
         kept = {name: split.kept(keep) for name, split in tokens.items()}
         stage = Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run() if spread is None else spread(stage)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache import CacheError, Kind, open_bank
+from cache.place import place
 from cache.removal import remove
 from cache.verify import verify
 from pipeline.convert import convert
@@ -223,7 +224,7 @@ def test_a_full_disk_under_the_output_layer_is_one_line_and_half_a_file_is_not_l
         disks.small_files(1024),
         pytest.raises(CacheError, match=r"cannot write .*output_layer.safetensors"),
     ):
-        layer.save(tmp_path / "bank")
+        layer.save(place(str(tmp_path / "bank")))
     assert list((tmp_path / "bank").iterdir()) == []
 
 
@@ -238,7 +239,8 @@ def test_damage_to_the_output_layer_is_found(bert_bank, tmp_path):
     for content in (bytes(changed), whole[:-4], whole[:100], b"", None):
         layer.unlink() if content is None else layer.write_bytes(content)
         (line,) = verify(open_bank(str(small))).bad
-        assert line.startswith("output_layer.safetensors is damaged (")
+        said = "is not there" if content is None else "is damaged ("
+        assert line.startswith(f"{layer} {said}")
         assert line.endswith("run the same 'layerbank extract' again")
 
 
