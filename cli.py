@@ -81,12 +81,8 @@ def extract(
     data: flags.Data,
     encoder: flags.Encoder,
     store: Annotated[str, typer.Option(help="Folder or URL of the bank; an unfinished one is continued.")],
-    keep: Annotated[
-        Literal["all", "words", "first", "masked"], typer.Option(help="Tokens to keep.")
-    ] = "all",
-    maskings: Annotated[
-        int, typer.Option(help="With --keep masked: how often each text is masked.", min=1)
-    ] = 1,
+    keep: flags.Kept = "all",
+    maskings: flags.Maskings = 1,
     dtype: flags.StoredAs = "float16",
     layers: flags.Layers = "all",
     codec: Annotated[flags.Codec, typer.Option(help="Lossless compression.")] = "none",
@@ -100,7 +96,7 @@ def extract(
     encoder_revision: flags.EncoderRevision = None,
     batch_tokens: flags.BatchTokens = None,
     precision: flags.ForwardPrecision = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")] = False,
+    force: flags.Force = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
     scheduler: flags.Scheduler = None,
     trust_remote_code: flags.Trust = False,
@@ -142,6 +138,7 @@ def extract(
             maskings=maskings,
             force=force,
             progress=bar,
+            note=terminal.note,
             spread=spread,
         )
     terminal.warn_of_clipping(result.splits)
@@ -153,7 +150,8 @@ def plan(
     data: flags.Data,
     encoder: flags.Encoder,
     store: Annotated[str, typer.Option(help="Where the bank would lie.")] = ".",
-    keep: Annotated[flags.Keep, typer.Option(help="Tokens to keep.")] = "all",
+    keep: flags.Kept = "all",
+    maskings: flags.Maskings = 1,
     dtype: flags.StoredAs = "float16",
     layers: flags.Layers = "all",
     max_length: flags.MaxLength = None,
@@ -191,7 +189,7 @@ def plan(
     )
     result = estimate(
         corpus, loaded, store=store, keep=keep, dtype=dtype, layers=numbers, max_length=max_length,
-        batch_tokens=batch_tokens, sample=n_rows,
+        batch_tokens=batch_tokens, sample=n_rows, maskings=maskings,
     )  # fmt: skip
     _print(result, as_json, terminal.show_plan)
 
@@ -212,6 +210,7 @@ def convert(
     layers: flags.Layers = "all",
     keep: Annotated[flags.Keep | None, typer.Option(help="Tokens to keep of those SOURCE has.")] = None,
     codec: Annotated[flags.Codec | None, typer.Option(help="Lossless compression; as in SOURCE.")] = None,
+    force: flags.Force = False,
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -230,6 +229,7 @@ def convert(
             layers=flags.numbers(layers),
             keep=keep,
             codec=codec,
+            force=force,
             progress=bar,
         )
     terminal.warn_of_clipping(result.splits)
@@ -399,8 +399,9 @@ def sweep(
 ) -> None:
     """Trains a grid of heads as stacks: each shape of head in one pass over the bank."""
     from contextlib import nullcontext
+    from dataclasses import replace
 
-    from pipeline import cluster, plot, terminal, tracking
+    from pipeline import cluster, plot, spread_stacks, terminal, tracking
     from pipeline import sweep as module
     from pipeline.device import pick_device, pick_precision, set_threads
     from pipeline.grid import Grid
@@ -409,7 +410,8 @@ def sweep(
     from pipeline.search import Trials
 
     set_threads(threads)
-    where = pick_device(device)
+    # The workers of a cluster have devices of their own.
+    where = pick_device(device if scheduler is None else "cpu")
     grid = Grid(
         targets=flags.listed(target, "--target", str),
         fusions=flags.listed(fusion, "--fusion", str),
@@ -435,17 +437,22 @@ def sweep(
         metric=metric,
         splits={"train": train_split, "dev": dev_split, "test": test_split},
         memory_bytes=flags.size_bytes(memory),
-        device=str(where),
+        device=str(where) if scheduler is None else device,
     )
     workers = cluster.connect(scheduler, threads=threads) if scheduler else nullcontext()
     log_of_sweep = tracking.tracked(track, out, goes_on=module.is_begun(out), note=terminal.note)
     with workers as client, log_of_sweep as log:
+        spread = None
+        if client is not None:
+            spread = spread_stacks.on_cluster(client, threads=threads)
+            there = spread_stacks.common_precision(client, precision, device)
+            plan = replace(plan, schedule=replace(schedule, precision=there))
         result = module.sweep(
             plan,
             grid,
             out=out,
             trials=Trials(n=trials, round=trials_at_once, seed=search_seed) if trials is not None else None,
-            client=client,
+            spread=spread,
             note=terminal.note,
             progress=terminal.stack_note,
             finished=tracking.heads(log),
@@ -695,16 +702,29 @@ def compare(
 @app.command()
 def experiment(
     name: Annotated[str, typer.Argument(help="Which, such as fusion-table; a wrong name lists them.")],
-    data: Annotated[list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what.")],
-    encoder: flags.Encoder,
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what; DATA may be a bank.")
+    ],
     out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
+    encoder: Annotated[
+        str | None, typer.Option(help="Hub id or directory of the encoder; that of DATA if it is a bank.")
+    ] = None,
     banks: Annotated[
         str | None, typer.Option(help="Folder or URL of banks, made where they lack; OUT/banks by default.")
     ] = None,
-    options: Annotated[
+    settings: Annotated[
         list[str] | None, typer.Option("--set", help="Option of the experiment, name=value.")
     ] = None,
+    dtype: flags.StoredAs = "float16",
+    layers: flags.Layers = "all",
+    max_length: flags.MaxLength = None,
+    text: flags.Text = None,
+    text_pair: flags.TextPair = None,
+    words: flags.Words = None,
+    options: flags.Options = None,
+    revision: flags.Revision = None,
     encoder_revision: flags.EncoderRevision = None,
+    trust_remote_code: flags.Trust = False,
     memory: flags.Memory = None,
     precision: flags.Precision = "auto",
     device: flags.Device = "auto",
@@ -716,22 +736,32 @@ def experiment(
 
     from pipeline import terminal
     from pipeline.device import set_threads
-    from pipeline.experiments._base import Data as OnData
-    from pipeline.experiments._base import Lab, perform
+    from pipeline.experiments import _base as module
+    from pipeline.experiments._reading import Reading
 
+    reading = Reading(
+        text=text, text_pair=text_pair, words=words, options=options, revision=revision,
+        max_length=max_length, dtype=dtype, layers=flags.numbers(layers),
+    )  # fmt: skip
     set_threads(threads)
-    lab = Lab(
+    on = tuple(module.Data.parse(one) for one in data)
+    if encoder is None:
+        known = module.encoder_of(on)
+        encoder, encoder_revision = known.name, known.revision
+    lab = module.Lab(
         out=Path(out),
         encoder=encoder,
-        data=tuple(OnData.parse(one) for one in data),
+        data=on,
         banks=(banks or f"{out}/banks").rstrip("/"),
         encoder_revision=encoder_revision,
+        trust_remote_code=trust_remote_code,
+        reading=reading,
         device=device,
         precision=precision,
         memory_bytes=flags.size_bytes(memory),
         note=terminal.note,
     )
-    _print(perform(name, flags.settings(options), lab), as_json, terminal.show_findings)
+    _print(module.perform(name, flags.settings(settings), lab), as_json, terminal.show_findings)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import zarr
 from cache import store
 from cache.errors import BankIncomplete, CacheError, StoreRefused, StoreUnreachable
 from cache.layout import Recipe
-from cache.place import place
+from cache.place import Folder, place
 from cache.reader import Split
 from cache.skeleton import check_version
 
@@ -88,6 +88,26 @@ def find_bank(path: str) -> Bank | None:
         raise
     except CacheError:
         return None
+
+
+def find_twin(path: str, recipe: Recipe, fingerprint: str) -> Bank | None:
+    """A complete bank of the same states beside a place on a local disk where none is yet.
+
+    Args:
+        path: where the bank would lie.
+        recipe: what it would be made with.
+        fingerprint: what it would have.
+    """
+    local = store.local_path(path)
+    if local is None or find_bank(path):
+        return None
+    for sibling in Folder(local.parent).folders():
+        bank = find_bank(sibling.name)
+        if bank is None or not bank.attrs.get("complete"):
+            continue
+        if (bank.fingerprint, bank.recipe.codec) == (fingerprint, recipe.codec):
+            return bank
+    return None
 
 
 def is_bank(path: Path | str) -> bool:

@@ -23,7 +23,7 @@ from cache.layout import GENERATIONS, GROWING, Recipe
 from cache.plan import Plan, grow, lay
 from cache.skeleton import Rows
 
-_NOTES = (".growth-0", ".growth-1")
+NOTES = (".growth-0", ".growth-1")
 """Where notes are kept, in turn: the one that counts is never written over."""
 
 
@@ -95,7 +95,7 @@ def settle(
 
 def forget(root: zarr.Group, keep: str | None = None) -> None:
     """Removes the notes of growths that have ended, or never began."""
-    for name in _NOTES:
+    for name in NOTES:
         if name == keep:
             continue
         folder = store.folder_of(root, name)
@@ -224,7 +224,7 @@ def _fingerprint(
 def _record(root: zarr.Group, rows: Mapping[str, Rows], plans: Mapping[str, Plan]) -> None:
     """Writes down what the splits are to become, then marks the bank as growing."""
     noted = root.attrs.get(GROWING)
-    name = next(note for note in _NOTES if note != noted)
+    name = next(note for note in NOTES if note != noted)
     note = root.create_group(name, overwrite=True)
     for split, plan in plans.items():
         texts = rows[split].text_hash

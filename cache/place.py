@@ -3,6 +3,7 @@
 A bank is written and checked through `Place` alone, so nothing else asks where it is.
 """
 
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -49,6 +50,10 @@ class Place(ABC):
         """Held while the bank is written."""
 
     @abstractmethod
+    def is_writable(self) -> bool:
+        """Whether this process may write there, as far as can be told beforehand."""
+
+    @abstractmethod
     def is_vacant(self) -> bool:
         """Whether nothing is there but what a killed writer left."""
 
@@ -59,6 +64,18 @@ class Place(ABC):
     @abstractmethod
     def clear(self) -> None:
         """Removes a plan that was cut off, its root last: cut off again, it is still known for one."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Removes what is stored under a key, if anything is."""
+
+    @abstractmethod
+    def vanish(self) -> None:
+        """Removes the place itself, with what `clear` left."""
+
+    @abstractmethod
+    def all_keys(self) -> list[str]:
+        """The keys of all that is stored, whoever put it there. A link is one, wherever it leads."""
 
     @abstractmethod
     def size(self, key: str) -> int | None:
@@ -87,6 +104,23 @@ class Place(ABC):
         Raises:
             FileNotFoundError: nothing is.
             ValueError: it has no bytes.
+            CacheError: the place does not answer.
+        """
+
+    @abstractmethod
+    def put_file(self, key: str, content: bytes) -> None:
+        """Stores what is no chunk, without a checksum; whole or not at all.
+
+        Raises:
+            CacheError: the place refused.
+        """
+
+    @abstractmethod
+    def read_file(self, key: str) -> bytes:
+        """What is stored under a key, however large.
+
+        Raises:
+            FileNotFoundError: nothing is.
             CacheError: the place does not answer.
         """
 
@@ -121,6 +155,10 @@ class Folder(Place):
         """Holds the folder's lock."""
         return store.writing(self.path)
 
+    def is_writable(self) -> bool:
+        """What the folder's permissions say."""
+        return os.access(self.path, os.W_OK)
+
     def is_vacant(self) -> bool:
         """Whether nothing is there but Zarr's unfinished root metadata, and nobody's own file."""
         if not self.path.exists():
@@ -141,6 +179,19 @@ class Folder(Place):
             if child.is_dir():
                 shutil.rmtree(child)
         (self.path / "zarr.json").unlink()
+
+    def remove(self, key: str) -> None:
+        """Removes a file."""
+        (self.path / key).unlink(missing_ok=True)
+
+    def vanish(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.path)
+
+    def all_keys(self) -> list[str]:
+        """The paths of all that is no folder."""
+        found = (path for path in self.path.rglob("*") if path.is_symlink() or not path.is_dir())
+        return sorted(path.relative_to(self.path).as_posix() for path in found)
 
     def size(self, key: str) -> int | None:
         """Bytes of a file."""
@@ -170,6 +221,14 @@ class Folder(Place):
         """Maps a file."""
         return store.map_file(self.path / key)
 
+    def put_file(self, key: str, content: bytes) -> None:
+        """Writes a file under a temporary name, then renames it."""
+        store.write_file(self.path / key, memoryview(content))
+
+    def read_file(self, key: str) -> bytes:
+        """Reads a file."""
+        return (self.path / key).read_bytes()
+
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """One after the other: a local disk is quickest in sequence."""
         return [function(item) for item in items]
@@ -198,6 +257,10 @@ class Objects(Place):
         """
         yield
 
+    def is_writable(self) -> bool:
+        """Always: a store tells nobody's rights, the first PUT finds them out."""
+        return True
+
     def is_vacant(self) -> bool:
         """Whether no object is there."""
         return bool(sync(self._store.is_empty("")))
@@ -207,9 +270,22 @@ class Objects(Place):
 
     def clear(self) -> None:
         """Removes the splits, then the root's metadata."""
-        for folder in sync(self._store.folders()):
+        # A request each: that for a whole prefix would take longer than a request may.
+        self.each(self.remove, [key for key in self.all_keys() if "/" in key])
+        for folder in sync(self._store.folders()):  # empty ones, on a file system that has such
             sync(self._store.delete_dir(folder))
-        sync(self._store.delete("zarr.json"))
+        self.remove("zarr.json")
+
+    def remove(self, key: str) -> None:
+        """Removes an object."""
+        sync(self._store.delete(key))
+
+    def vanish(self) -> None:
+        """Nothing to remove: a prefix without objects is not there."""
+
+    def all_keys(self) -> list[str]:
+        """The keys of the objects."""
+        return sorted(self.sizes())
 
     def size(self, key: str) -> int | None:
         """Bytes of an object."""
@@ -236,6 +312,18 @@ class Objects(Place):
             raise FileNotFoundError("it is not there")
         # Copied, because torch takes writable memory only.
         return np.array(found.as_numpy_array(), dtype=np.uint8)
+
+    def put_file(self, key: str, content: bytes) -> None:
+        """One PUT."""
+        sync(self._store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
+
+    def read_file(self, key: str) -> bytes:
+        """One GET, which has the time that so many bytes need."""
+        prototype, n_bytes = default_buffer_prototype(), self.size(key)
+        found = None if n_bytes is None else sync(self._store.get(key, prototype, n_bytes=n_bytes))
+        if found is None:
+            raise FileNotFoundError("it is not there")
+        return bytes(found.to_bytes())
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Many at a time: a request waits far longer than it works."""

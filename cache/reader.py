@@ -17,7 +17,7 @@ import zarr
 from jaxtyping import Bool, Float32, Int, Shaped, UInt8, UInt64
 from numpy import ndarray
 
-from cache import calibration, codecs, store, targets
+from cache import calibration, codecs, extras, store, targets
 from cache.chunks import StoredChunks, cached_chunks
 from cache.errors import CacheError, CorruptChunk, StoreRefused, StoreUnreachable
 from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, Recipe
@@ -76,8 +76,19 @@ class Split:
 
     @cached_property
     def full_length(self) -> Int[ndarray, " example"]:
-        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it."""
-        return self.length if self.keep == "all" else self._example_array(FULL_LENGTH)
+        """Number of tokens of each example, kept or not; banks of `first` and `masked` do not know it.
+
+        Raises:
+            CacheError: it is damaged; or the bank is from before banks of `words` had it.
+        """
+        if self.keep == "all":
+            return self.length
+        if not self._place.sizes(f"{self.name}/{FULL_LENGTH}"):
+            raise CacheError(
+                f"{self._place.name} was made by an earlier version, without {FULL_LENGTH}: extract it "
+                "again, into another --store"
+            )
+        return self._example_array(FULL_LENGTH)
 
     @cached_property
     def n_words(self) -> Int[ndarray, " example"]:
@@ -362,7 +373,7 @@ class Split:
         Raises:
             CacheError: it is damaged.
         """
-        return targets.read_extra(self.group, name)
+        return extras.read(self.group, name)
 
     def damaged_states(self, block: int) -> list[CacheError]:
         """The layers of a block that do not read back."""

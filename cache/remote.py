@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,6 +28,12 @@ PATIENCE = "LAYERBANK_PATIENCE"
 
 _PATIENCE_S = 60.0
 _REQUEST_S = 30.0
+_LISTING_S = 600.0  # fsspec lists all in one call, which shows no progress
+_PAGE = 1000  # names in the answer of an object store, at most
+_REQUEST_BYTES = 64 * 2**20
+"""What may pass in the time of a request; one for more has more time."""
+
+_LONGEST_REQUEST_S = 3600.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
@@ -62,9 +69,12 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
         if not await self.exists(key):
             await self.set(key, value)
 
-    async def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every object below a prefix."""
-        return {meta["path"]: int(meta["size"]) async for meta in self._list(prefix or None)}
+    async def pages(self, prefix: str, after: str | None) -> AsyncIterator[dict[str, int]]:
+        """Bytes of every object below a prefix and after a key, a page at a time, in the order of keys."""
+        import obstore
+
+        async for page in obstore.list(self.store, prefix or None, offset=after, chunk_size=_PAGE):
+            yield {meta["path"]: int(meta["size"]) for meta in page}
 
     async def folders(self) -> list[str]:
         """Names right below the root that have something below them."""
@@ -77,11 +87,11 @@ class _Objects(ObjectStore[Any]):  # type: ignore[misc]
 class _Files(FsspecStore):  # type: ignore[misc]
     """Any other file system, through fsspec."""
 
-    async def sizes(self, prefix: str) -> dict[str, int]:
-        """Bytes of every file below a prefix."""
+    async def pages(self, prefix: str, after: str | None) -> AsyncIterator[dict[str, int]]:
+        """Bytes of every file below a prefix, as one page."""
         root = f"{self.path}/{prefix}".rstrip("/")
         found = await self.fs._find(root, detail=True)
-        return {path.removeprefix(f"{self.path}/"): int(facts["size"]) for path, facts in found.items()}
+        yield {path.removeprefix(f"{self.path}/"): int(facts["size"]) for path, facts in found.items()}
 
     async def folders(self) -> list[str]:
         """Names of the folders right below the root."""
@@ -121,7 +131,8 @@ def connect(url: str, read_only: bool = False) -> "RemoteStore":
 def _objects(url: str) -> _Objects:
     from obstore.store import from_url
 
-    options: Any = {"timeout": f"{_REQUEST_S:.0f}s", "connect_timeout": "5s"}
+    # How long a request may take is bounded where its size is known.
+    options: Any = {"timeout": f"{_LONGEST_REQUEST_S:.0f}s", "connect_timeout": "5s"}
     config: Any = _s3_config() if urlsplit(url).scheme in ("s3", "s3a") else {}
     if str(config.get("endpoint", "")).startswith("http://"):
         options["allow_http"] = True
@@ -194,6 +205,11 @@ def patience_s() -> float:
         raise CacheError(f"{PATIENCE}={text}: give seconds, such as 60") from error
 
 
+def _limit_s(n_bytes: int) -> float:
+    """How long a request may take in which so many bytes pass."""
+    return min(_LONGEST_REQUEST_S, _REQUEST_S * max(1.0, n_bytes / _REQUEST_BYTES))
+
+
 class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     """A Zarr store whose every request is tried again until it is answered or patience ends.
 
@@ -218,8 +234,16 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     def _with_store(self, store: Any) -> "RemoteStore":
         return type(self)(store, url=self.url)
 
-    async def attempt(self, doing: str, key: str, request: Callable[[], Awaitable[T]]) -> T:
+    async def attempt(
+        self, doing: str, key: str, request: Callable[[], Awaitable[T]], *, limit_s: float = _REQUEST_S
+    ) -> T:
         """Sends a request until it is answered.
+
+        Args:
+            doing: what it does, for the messages.
+            key: to what.
+            request: sends it once.
+            limit_s: after which one that is not answered counts as lost.
 
         Raises:
             StoreRefused: the store says no, and would say it again.
@@ -229,7 +253,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
         while True:
             tries += 1
             try:
-                answer = await asyncio.wait_for(request(), _REQUEST_S)
+                answer = await asyncio.wait_for(request(), limit_s)
                 self._answered = True
                 return answer
             except (CacheError, *_OWN_FAULTS):
@@ -270,9 +294,10 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
             f"{self.url}: {doing} {key or 'it'} was refused ({why}): check the credentials and their rights"
         )
 
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
+    async def get(self, key: str, prototype: Any, byte_range: Any = None, *, n_bytes: int = 0) -> Any:
         """Reads an object, None where there is none."""
-        return await self.attempt("reading", key, lambda: self._store.get(key, prototype, byte_range))
+        request = partial(self._store.get, key, prototype, byte_range)
+        return await self.attempt("reading", key, request, limit_s=_limit_s(n_bytes))
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[Any]) -> Any:
         """Reads ranges of objects."""
@@ -285,7 +310,9 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def set(self, key: str, value: Any) -> None:
         """Writes an object."""
-        await self.attempt("writing", key, lambda: self._store.set(key, value))
+        await self.attempt(
+            "writing", key, lambda: self._store.set(key, value), limit_s=_limit_s(len(value))
+        )
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:
         """Writes an object where there is none."""
@@ -313,7 +340,25 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     async def sizes(self, prefix: str) -> Mapping[str, int]:
         """Bytes of every object below a prefix, by key."""
-        return await self.attempt("listing", prefix, lambda: self._store.sizes(prefix))
+        return {key: size async for page in self._pages(prefix) for key, size in page.items()}
+
+    async def _pages(self, prefix: str) -> AsyncIterator[Mapping[str, int]]:
+        """What is below a prefix, by key. A page that got lost is asked for again, no page before it."""
+        pages: AsyncIterator[dict[str, int]] | None = None
+        last: str | None = None
+
+        async def following() -> dict[str, int] | None:
+            nonlocal pages
+            mine = self._store.pages(prefix, last) if pages is None else pages
+            pages = None  # where this fails
+            page = await anext(mine, None)
+            pages = mine
+            return page
+
+        limit_s = _LISTING_S if isinstance(self._store, _Files) else _REQUEST_S
+        while (page := await self.attempt("listing", prefix, following, limit_s=limit_s)) is not None:
+            yield page
+            last = max(page, default=last)
 
     async def folders(self) -> list[str]:
         """Names right below the root that have something below them."""
@@ -321,22 +366,27 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
 
     def list(self) -> AsyncIterator[str]:
         """Every key."""
-        return self._listed("", self._store.list)
+        return self._keys("")
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """Every key below a prefix."""
-        return self._listed(prefix, lambda: self._store.list_prefix(prefix))
+        return self._keys(prefix)
 
     def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names right below a prefix."""
-        return self._listed(prefix, lambda: self._store.list_dir(prefix))
+        return self._names(prefix)
 
-    async def _listed(self, prefix: str, make: Callable[[], AsyncIterator[str]]) -> AsyncIterator[str]:
+    async def _keys(self, prefix: str) -> AsyncIterator[str]:
+        async for page in self._pages(prefix):
+            for key in page:
+                yield key
+
+    async def _names(self, prefix: str) -> AsyncIterator[str]:
         async def collect() -> Any:
-            return [key async for key in make()]
+            return [name async for name in self._store.list_dir(prefix)]
 
-        for key in await self.attempt("listing", prefix, collect):
-            yield key
+        for name in await self.attempt("listing", prefix, collect):
+            yield name
 
     async def _set_many(self, values: Iterable[tuple[str, Any]]) -> None:
         # Not of the wrapped store, whose requests nobody tries again.

@@ -1,64 +1,53 @@
 """Deletes a bank. Cut off half-way it is never taken for whole, and deleting goes on where it ended."""
 
-import shutil
-from pathlib import Path
-
 from cache import skeleton, store
 from cache.bank import is_bank
 from cache.errors import CacheError
+from cache.growth import NOTES
 from cache.layout import OUTPUT_LAYER
-from cache.place import place
+from cache.place import Place, place
 
 
-def check_removable(path: str) -> Path:
-    """The folder of a bank that may be deleted.
+def check_removable(path: str) -> Place:
+    """The place of a bank that may be deleted.
 
     Raises:
-        CacheError: it is no bank in a local folder, or holds something that is no part of one.
+        CacheError: it is no bank, or holds something that is no part of one.
     """
-    folder = store.local_path(path)
-    if folder is None:
-        raise CacheError(
-            f"{path}: only a bank in a local folder is removed here; use the store's own tools"
-        )
-    if not folder.is_dir() or not is_bank(folder):
+    here = place(path)
+    if not is_bank(here.name):
         raise CacheError(f"{path} is no bank: nothing was removed; 'layerbank list DIR' shows the banks")
-    for child in sorted(folder.iterdir()):
-        ours = (
-            child.name in ("zarr.json", OUTPUT_LAYER)
-            or child.name.endswith(store.PARTIAL)
-            or _is_part(child)
-        )
-        if not ours:
-            raise CacheError(
-                f"{path} also holds {child.name}, which is no part of the bank: move it away first"
-            )
-    return folder
+    for key in here.all_keys():
+        if not _is_part(key):
+            raise CacheError(f"{path} also holds {key}, which is no part of the bank: move it away first")
+    return here
 
 
-def _is_part(child: Path) -> bool:
-    """Whether a folder is a split, or what is left of one: arrays of that name alone."""
-    return child.is_dir() and not child.is_symlink() and all(_is_array(inner) for inner in child.iterdir())
-
-
-def _is_array(inner: Path) -> bool:
-    known = inner.name in skeleton.MEMBERS or inner.name == "zarr.json" or inner.suffix == store.PARTIAL
-    return known or (inner.is_dir() and inner.parent.name.startswith("."))
+def _is_part(key: str) -> bool:
+    """Whether a bank may have stored that: beside its splits, in one, or in a note of its growth."""
+    top, *below = key.split("/")
+    if not below:
+        return top in ("zarr.json", OUTPUT_LAYER) or top.endswith(store.PARTIAL)
+    array, *chunk = below
+    if array in skeleton.MEMBERS or (top in NOTES and chunk):
+        return True
+    return not chunk and (array == "zarr.json" or array.endswith(store.PARTIAL))
 
 
 def remove(path: str) -> None:
     """Deletes a bank.
 
     Raises:
-        CacheError: it is none, or the disk refuses.
+        CacheError: it is none, or the place refuses.
         BankLocked: another process is writing into it.
     """
-    folder = check_removable(path)
-    with store.writing(folder):
+    here = check_removable(path)
+    with here.writing():
         try:
             # What is left of it then is known for a plan that was cut off.
-            store.open_root(str(folder), "r+").attrs.put(dict(skeleton.PLANNING))
-            place(path).clear()
-            shutil.rmtree(folder)
+            store.open_root(here.name, "r+").attrs.put(dict(skeleton.PLANNING))
+            here.remove(OUTPUT_LAYER)
+            here.clear()
+            here.vanish()
         except OSError as error:
-            raise store.disk_error(folder, error) from error
+            raise store.disk_error(here.name, error) from error

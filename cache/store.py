@@ -207,21 +207,30 @@ def one_line(error: BaseException) -> str:
 
 
 def write_chunk(path: Path, values: ndarray) -> None:
-    """Writes an uncompressed chunk and its CRC-32C under a temporary name, then renames it.
+    """Writes an uncompressed chunk and its CRC-32C, whole or not at all.
 
     Makes the very bytes that Zarr's ``bytes`` and ``crc32c`` codecs make, without their copies.
 
     Raises:
         CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
     """
+    data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
+    write_file(path, data.data, checksum(data).data)
+
+
+def write_file(path: Path, *parts: memoryview) -> None:
+    """Writes a file of some parts under a temporary name, then renames it.
+
+    Raises:
+        CacheError: the disk is full or the file cannot be written; an earlier file of that name stays.
+    """
     # A name of its own: a worker that was given up for dead may still be writing the same chunk.
     partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{PARTIAL}")
-    data = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb", buffering=0) as file:
-            _write_all(file.fileno(), data.data)
-            _write_all(file.fileno(), checksum(data).data)
+            for part in parts:
+                _write_all(file.fileno(), part)
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -14,11 +14,11 @@ import numpy as np
 import zarr
 from jaxtyping import Int, Shaped
 from numpy import ndarray
-from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec
 
-from cache import store
+from cache import extras, store
 from cache.errors import CacheError
-from cache.layout import EXTRA, TARGETS
+from cache.layout import TARGETS
 
 TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
 
@@ -45,7 +45,7 @@ class Target:
 
     extra: Mapping[str, ndarray] = field(default_factory=dict)
     """Further arrays, such as the texts of answers: ``n_<name>`` says how many entries of ``<name>`` each
-    example has. Not read back with the target: see `read_extra`."""
+    example has. Not read back with the target: see `cache.extras`."""
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Options that its decoder starts with where the user gives none."""
@@ -111,17 +111,10 @@ def write_target(split: zarr.Group, target: Target) -> None:
     check_name(target.name)
     try:
         recover(split)
-        if _is_stored(split, target):
-            return
-        _write_extra(split, target)
-        held = split.require_group(TARGETS)
-        path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
-        if path is None or beside is None or not path.exists():
-            _write(held, target.name, target)
-            return
-        # An earlier target of that name is lost only when the new one is whole.
-        _write(held, store.BESIDE, target)
-        store.switch(beside, path)
+        if not _is_stored(split, target):
+            _put(split, target)
+        if target.extra:
+            extras.drop_others(split, target.name)
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
@@ -133,7 +126,24 @@ def recover(split: zarr.Group) -> None:
         store.settle_switches(folder)
 
 
-def _write(held: zarr.Group, name: str, target: Target) -> None:
+def _put(split: zarr.Group, target: Target) -> None:
+    # Labels without arrays of their own, such as lengthened ones, keep those that are there.
+    extra = (
+        extras.write(split, target.name, target.extra)
+        if target.extra
+        else extras.group_of(split, target.name)
+    )
+    held = split.require_group(TARGETS)
+    path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
+    if path is None or beside is None or not path.exists():
+        _write(held, target.name, target, extra)
+        return
+    # An earlier target of that name is lost only when the new one is whole.
+    _write(held, store.BESIDE, target, extra)
+    store.switch(beside, path)
+
+
+def _write(held: zarr.Group, name: str, target: Target, extra: str | None) -> None:
     array = held.create_array(
         name,
         shape=target.values.shape,
@@ -147,38 +157,8 @@ def _write(held: zarr.Group, name: str, target: Target) -> None:
     array[:] = target.values
     # Not `attrs.update`, which writes the file once for every key.
     attrs = {"kind": target.kind, "names": list(target.names), "metric": target.metric}
-    array.update_attributes({**attrs, **({"settings": dict(target.settings)} if target.settings else {})})
-
-
-def _write_extra(split: zarr.Group, target: Target) -> None:
-    for key, values in target.extra.items():
-        array = split.require_group(f"{EXTRA}/{target.name}").create_array(
-            key,
-            shape=values.shape,
-            chunks=(max(1, min(_CHUNK, len(values))), *values.shape[1:]),
-            dtype=values.dtype,
-            compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            overwrite=True,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = values
-
-
-def read_extra(split: zarr.Group, name: str) -> dict[str, ndarray]:
-    """The further arrays of a target, in dealt order. Rows that came later may have no entry.
-
-    Raises:
-        CacheError: one is damaged.
-    """
-    where = f"{EXTRA}/{name}"
-    if where not in split:
-        return {}
-    try:
-        return {key: store.read_whole(array) for key, array in store.members(split[where]).items()}
-    except store.UNREADABLE as error:
-        raise CacheError(
-            f"{split.path}/{where} is damaged: write it again with 'layerbank label'"
-        ) from error
+    further = {"settings": dict(target.settings), extras.GROUP: extra}
+    array.update_attributes({**attrs, **{key: value for key, value in further.items() if value}})
 
 
 def unfinished(split: zarr.Group) -> list[str]:
@@ -207,8 +187,10 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
     same = (found.kind, found.names, found.metric, dict(found.settings)) == asked
     if not same or found.values.tobytes() != target.values.tobytes():
         return False
-    extra = read_extra(split, target.name) if target.extra else {}
-    return all(k in extra and extra[k].tobytes() == v.tobytes() for k, v in target.extra.items())
+    try:
+        return not target.extra or extras.same(extras.read(split, target.name), target.extra)
+    except CacheError:
+        return False
 
 
 def target_names(split: zarr.Group) -> dict[str, dict[str, Any]]:

@@ -1,17 +1,31 @@
 """Checks every byte of a bank against its checksums."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from cache import store
+from cache import extras, store
 from cache.bank import Bank
 from cache.calibration import Calibration
 from cache.errors import CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
-from cache.layout import CALIBRATION, GENERATIONS, SCALE, SHIFT, STATES, TOKEN_ARRAYS, example_arrays
+from cache.layout import (
+    CALIBRATION,
+    GENERATIONS,
+    OUTPUT_LAYER,
+    SCALE,
+    SHIFT,
+    STATES,
+    TOKEN_ARRAYS,
+    example_arrays,
+)
+from cache.place import place
 from cache.reader import Split
 from cache.targets import unfinished
+from cache.tensors import check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,7 @@ def verify(bank: Bank) -> Report:
         split = bank.split(name)
         blocks += split.n_blocks
         bad += _small_arrays(split) + _states(split)
+    bad = list(dict.fromkeys(bad)) + _output_layer(bank)
     if not bad:
         bad = _fingerprint(bank) + _calibration(bank)
     return Report(blocks=blocks, bad=bad)
@@ -78,6 +93,41 @@ def _calibration(bank: Bank) -> list[str]:
     return bad
 
 
+def _output_layer(bank: Bank) -> list[str]:
+    """Whether the encoder's output layer is there and whole, where a target's decoder starts with it."""
+    if bank.recipe.keep != "masked":
+        return []
+    where = place(bank.path)
+    if where.size(OUTPUT_LAYER) is None:
+        return [f"{bank.path}/{OUTPUT_LAYER} is not there: run the same 'layerbank extract' again"]
+    named = _first_settings(bank)
+    if named is None:
+        return []
+    try:
+        shapes = check_tensors(np.frombuffer(where.read_file(OUTPUT_LAYER), np.uint8))
+        asked = (named["inner"], named["vocabulary"])
+        if shapes.get("projection.weight") != asked:
+            raise ValueError(f"no projection.weight of shape {asked}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [
+            f"{bank.path}/{OUTPUT_LAYER} is damaged ({store.one_line(error)}): run the same "
+            "'layerbank extract' again"
+        ]
+    return []
+
+
+def _first_settings(bank: Bank) -> Mapping[str, Any] | None:
+    """The settings of a target whose decoder starts with the encoder's output layer."""
+    for name in bank.splits:
+        split = bank.split(name)
+        for target in split.target_names():
+            with suppress(CacheError):  # told already
+                settings = split.target(target).settings
+                if "output_layer" in settings:
+                    return settings
+    return None
+
+
 def _states(split: Split) -> list[str]:
     bad: list[str] = []
     for block in range(split.n_blocks):
@@ -105,6 +155,7 @@ def _small_arrays(split: Split) -> list[str]:
     for target in split.target_names():
         try:
             split.target(target)
+            extras.check(split.group, target, split.n_examples)
         except CacheError as error:
             bad.append(str(error))
     return bad

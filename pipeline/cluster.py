@@ -103,14 +103,19 @@ def _local_cluster(n_workers: int, threads: int | None) -> Iterator[Any]:
     """Processes of this machine, each with a GPU of its own where there are several."""
     from distributed import Nanny, Scheduler, SpecCluster
 
-    share = str(threads or local_threads(n_workers))
+    share = threads or local_threads(n_workers)
     gpus = _gpus()
     workers = {}
     for number in range(n_workers):
-        environment = {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share}
+        environment = {"OMP_NUM_THREADS": str(share), "MKL_NUM_THREADS": str(share)}
         if len(gpus) > 1:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-        options = {"nthreads": 1, "env": environment, "host": "127.0.0.1", "silence_logs": logging.CRITICAL}
+        options = {
+            "nthreads": share,
+            "env": environment,
+            "host": "127.0.0.1",
+            "silence_logs": logging.CRITICAL,
+        }
         workers[number] = {"cls": Nanny, "options": {**options, "memory_limit": 0, "dashboard": False}}
     # Any free port for what Dask serves beside: two clusters may run on one machine.
     ports = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
@@ -268,8 +273,9 @@ def _result(task: "Future") -> Any:
         return task.result()
     except KilledWorker as error:
         raise PipelineError(
-            "one task ended every worker that tried it, perhaps for lack of memory: give fewer "
-            "--batch-tokens, or workers with more memory. What is done stays"
+            f"one task ended every worker that tried it, worker {error.last_worker.address} last, perhaps "
+            "for lack of memory: give fewer --batch-tokens or less --memory, or workers with more. What is "
+            "done stays"
         ) from error
     except CancelledError as error:
         raise PipelineError(_GONE) from error

@@ -4,7 +4,6 @@ Blocks are written as an extraction writes them, so a conversion that was cut of
 again, and what it writes does not depend on how often that happened.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +18,15 @@ from torch import Tensor
 from cache import Bank, Recipe, Writer, open_bank
 from cache.calibration import LEVELS
 from cache.layout import OUTPUT_LAYER, TOKEN_ARRAYS, Codec, Keep
-from cache.store import PARTIAL, local_path
+from cache.place import Place, place
+from cache.store import local_path
 from pipeline.arrays import TORCH_DTYPES, to_numpy
 from pipeline.errors import PipelineError
 from pipeline.excerpt import Excerpt
 from pipeline.quantise import Quantiser
+from pipeline.room import NARROWER, check_room
 from pipeline.stage import Progress
 from pipeline.versions import versions
-
-_NARROWER: Mapping[Keep, tuple[Keep, ...]] = {
-    "all": ("all", "words", "first"),
-    "words": ("words", "first"),
-    "first": ("first",),
-    "masked": ("masked",),
-}
-"""What can be made of a bank that keeps those tokens."""
 
 _BITS = {"float32": 24, "float16": 11, "bfloat16": 8, "int8": 7}
 """Bits of each data type that tell numbers of one size apart."""
@@ -70,6 +63,7 @@ def convert(
     layers: Sequence[int] | None = None,
     keep: Keep | None = None,
     codec: Codec | None = None,
+    force: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Conversion:
     """Makes a bank from another one, or goes on making it; what is not asked for stays as it is.
@@ -81,6 +75,7 @@ def convert(
         layers: which layers are kept.
         keep: which tokens are kept: no more than the source has.
         codec: lossless compression.
+        force: start even where the disk has no room for the bank.
         progress: called after every block.
 
     Raises:
@@ -99,6 +94,8 @@ def convert(
     )
     parts = {name: Excerpt(source.split(name), recipe) for name in source.splits}
     rows = {name: part.rows() for name, part in parts.items()}
+    if not force:
+        check_room(store, recipe, parts, place(source.path).size(OUTPUT_LAYER) or 0)
     with Writer(store, recipe, rows, versions=versions()) as writer:
         written = _Conversion(writer, parts, progress).run()
         targets = set()
@@ -107,7 +104,7 @@ def convert(
                 writer.write_target(name, target)
                 targets.add(target.name)
         reports = {name: _report(writer, part) for name, part in parts.items()}
-        _copy_output_layer(source, store)
+        _copy_output_layer(place(source.path), writer.place)
         writer.finish(reports, skipped=source.attrs.get("skipped"))
     bank = open_bank(store)
     if recipe.dtype == "int8":
@@ -133,13 +130,10 @@ def convert(
     )
 
 
-def _copy_output_layer(source: Bank, store: str) -> None:
+def _copy_output_layer(source: Place, target: Place) -> None:
     """Takes along the encoder's output layer, which a bank of masked text has."""
-    path, folder = local_path(source.path), local_path(store)
-    if path is not None and folder is not None and (path / OUTPUT_LAYER).is_file():
-        partial = folder / f"{OUTPUT_LAYER}{PARTIAL}"
-        shutil.copyfile(path / OUTPUT_LAYER, partial)
-        partial.replace(folder / OUTPUT_LAYER)
+    if source.size(OUTPUT_LAYER) is not None:
+        target.put_file(OUTPUT_LAYER, source.read_file(OUTPUT_LAYER))
 
 
 def _check_paths(source: Bank, store: str) -> None:
@@ -156,9 +150,9 @@ def _check_paths(source: Bank, store: str) -> None:
 
 def _keep(source: Bank, asked: Keep | None) -> Keep:
     has = source.recipe.keep
-    if asked is not None and asked not in _NARROWER[has]:
+    if asked is not None and asked not in NARROWER[has]:
         raise PipelineError(
-            f"--keep {asked}: {source.path} keeps {has}, of which {' or '.join(_NARROWER[has])} can be "
+            f"--keep {asked}: {source.path} keeps {has}, of which {' or '.join(NARROWER[has])} can be "
             "made: extract again for more"
         )
     return asked or has

@@ -35,13 +35,17 @@ class Excerpt:
 
     def rows(self) -> Rows:
         """What the plan is made of, in row order."""
-        lengths = np.stack([_length(self.split, keep) for keep in ALIKE[self._keep]])
         return Rows(
-            lengths=lengths[:, self._example_of].astype(np.int32),
+            lengths=self.lengths(self._keep),
             kept=ALIKE[self._keep].index(self._keep),
             n_words=self.split.n_words[self._example_of],
             text_hash=self.split.text_hash[self._example_of],
         )
+
+    def lengths(self, keep: Keep) -> Int[ndarray, "keep row"]:
+        """Tokens of each row in each of the banks that are dealt as one of that `keep` is."""
+        lengths = np.stack([_length(self.split, alike) for alike in ALIKE[keep]])
+        return lengths[:, self._example_of].astype(np.int32)
 
     def positions(self, plan: Plan, block: int) -> Int[ndarray, " token"]:
         """Where the tokens of a block to make lie in the source."""

@@ -6,25 +6,23 @@ Here is what goes into a bank: rows, recipe, labels. `pipeline.stage` makes its 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
 from numpy import ndarray
 
-from cache import CacheError, Recipe, Rows, Writer, open_bank
-from cache.bank import find_bank
-from cache.fingerprint import hash_texts
+from cache import Bank, CacheError, Recipe, Rows, Writer, open_bank
+from cache.bank import find_bank, find_twin
+from cache.fingerprint import bank_fingerprint, hash_texts, rows_fingerprint
 from cache.layout import ALIKE, Codec, Keep, block_tokens_for
-from cache.store import local_path
 from cache.targets import check_name
 from pipeline.calibrate import pick_budget
 from pipeline.corpus import Corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.labels import Labels, find_labels, locate_labels, read_labels
-from pipeline.masking import Masked, check_maskable, chunked, masked
+from pipeline.masking import WHOLE, Masked, check_maskable, check_maskings, chunks, masked
 from pipeline.memory import give_back
 from pipeline.output_layer import OutputLayer, read_output_layer
 from pipeline.room import check_room
@@ -70,6 +68,7 @@ def extract(
     maskings: int = 1,
     force: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
     spread: Callable[[Stage], int] | None = None,
 ) -> Extraction:
     """Fills a bank, or goes on filling it; does nothing where it is complete.
@@ -92,6 +91,7 @@ def extract(
         maskings: how often each chunk of text is masked, for ``masked``.
         force: start even where the disk has no room for the bank.
         progress: called after every block.
+        note: gets what the user is told before the first block.
         spread: how the blocks are made elsewhere, see `pipeline.spread`; in this process by default.
 
     Raises:
@@ -101,10 +101,9 @@ def extract(
     """
     began = time.perf_counter()
     length = encoder.max_length(max_length)
-    if maskings != 1 and keep != "masked":
-        raise PipelineError(f"--maskings {maskings}: only --keep masked has any, asked was --keep {keep}")
+    check_maskings(keep, maskings)
     if keep == "masked":
-        rows = _masked_rows(corpus, encoder, length, targets, store, maskings=maskings, seed=seed)
+        rows = _masked_rows(corpus, encoder, length, targets, maskings=maskings, seed=seed)
     else:
         rows = _plain_rows(corpus, encoder, length, targets)
     corpus.release()
@@ -114,15 +113,18 @@ def extract(
         corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
         batch_tokens=batch_tokens, codec=codec, seed=seed,
     )  # fmt: skip
+    twin = _twin(store, recipe, rows.hashes)
     if not force:
-        check_room(store, recipe, tokens)
+        check_room(store, recipe, tokens, rows.output_layer.n_bytes if rows.output_layer else 0)
     with Writer(store, recipe, rows.of_bank(keep), versions=versions()) as writer:
+        if twin is not None:
+            note(f"note: {twin.path} holds the very same states; they are made once more for {store}")
         kept = {name: split.kept(keep) for name, split in tokens.items()}
         stage = Stage(writer, encoder, tokens, kept, progress)
         encoded = stage.run() if spread is None else spread(stage)
         labels, cut = _located(corpus, encoder, length, rows.labels)
         if rows.output_layer is not None:
-            rows.output_layer.save(Path(store))
+            rows.output_layer.save(writer.place)
         _write_labels(writer, labels)
         unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
@@ -191,17 +193,10 @@ def _masked_rows(
     encoder: Encoder,
     max_length: int,
     targets: Sequence[str] | None,
-    store: str,
     **draw: int,
 ) -> _SourceRows:
     """Chunks of the text with positions masked, which are what is to be predicted."""
-    if local_path(store) is None:
-        raise PipelineError(
-            f"--store {store}: a bank of --keep masked lies in a local folder, beside the encoder's "
-            "output layer: give one"
-        )
-    check_maskable(corpus, encoder.tokenizer, targets)
-    output_layer = read_output_layer(encoder.record)
+    output_layer = open_output_layer(corpus, encoder, targets)
     draw = {**draw, "vocabulary": output_layer.vocabulary}
     texts = {name: _mask(corpus, name, encoder, max_length, draw) for name in corpus.splits}
     return _SourceRows(
@@ -272,6 +267,12 @@ def _labels(corpus: Corpus, targets: Sequence[str] | None) -> tuple[list[Labels]
     return found, skipped
 
 
+def _twin(store: str, recipe: Recipe, hashes: Mapping[str, UInt64[ndarray, " row"]]) -> Bank | None:
+    """A bank beside the one to make, that would do in its place."""
+    fingerprints = {name: rows_fingerprint(split) for name, split in hashes.items()}
+    return find_twin(store, recipe, bank_fingerprint(recipe, fingerprints))
+
+
 def _layers(asked: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
     if asked is None:
         return tuple(range(n_layers))
@@ -315,10 +316,29 @@ def hash_rows(corpus: Corpus, split: str) -> UInt64[ndarray, " row"]:
     return np.concatenate([*hashes, np.empty(0, np.uint64)])
 
 
+def open_output_layer(
+    corpus: Corpus, encoder: Encoder, targets: Sequence[str] | None = None
+) -> OutputLayer:
+    """The output layer of an encoder that is to predict masked tokens of a corpus.
+
+    Raises:
+        PipelineError: the text cannot be masked, or the encoder is no masked language model.
+    """
+    check_maskable(corpus, encoder.tokenizer, targets)
+    return read_output_layer(encoder.record)
+
+
+def mask_chunks(
+    tokens: Tokens, split: str, *, encoder: Encoder, max_length: int, draw: Mapping[str, int]
+) -> Masked:
+    """Rows that were tokenized whole, joined, cut into chunks and masked; `draw` as for `masked`."""
+    cut = chunks(tokens, max_length=max_length)
+    return masked(cut, mask_id=encoder.tokenizer.mask_token_id, split=split, **draw)
+
+
 def _mask(corpus: Corpus, split: str, encoder: Encoder, max_length: int, draw: Mapping[str, int]) -> Masked:
-    batches = batches_of(corpus.reader(split), len(corpus.split(split)))
-    chunks = chunked(encoder.tokenizer, batches, max_length=max_length)
-    return masked(chunks, mask_id=encoder.tokenizer.mask_token_id, split=split, **draw)
+    tokens = _tokenize(corpus, split, encoder, WHOLE)
+    return mask_chunks(tokens, split, encoder=encoder, max_length=max_length, draw=draw)
 
 
 def _token_labels(texts: Mapping[str, Masked], output_layer: OutputLayer) -> Labels:

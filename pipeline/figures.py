@@ -88,7 +88,7 @@ def lines(
     plain = _colour(rows, series)
     tips = _tips(rows, series, dashed, x, y, *(band or ()))
     dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
-    up = _up(y, y_title, log_y)
+    up = _up(y, y_title, rows if log_y else ())
     layers = [base.mark_line(strokeWidth=2).encode(y=up, **dashes, **plain)]
     marks = base.mark_point(filled=True, size=45, opacity=1)
     layers += [marks.encode(y=up, tooltip=tips, **_marked(rows, series))]
@@ -223,14 +223,23 @@ def _across(rows: Rows, x: str, title: str, log: bool) -> Any:
         marks: dict[str, Any] = {"tickMinStep": 1} if whole else {}
         scale = altair.Scale(zero=False, nice=False, padding=12)
         return altair.X(field=x, type="quantitative", title=title, scale=scale, axis=altair.Axis(**marks))
-    seen = [row[x] for row in rows if row[x] is not None and row[x] > 0]
+    return altair.X(field=x, type="quantitative", title=title, **_logarithmic(rows, x))
+
+
+def _logarithmic(rows: Rows, column: str) -> dict[str, Any]:
+    """Scale and axis of equal steps for equal factors: as far as the values reach, few numbers named."""
+    import altair
+
+    seen = [row[column] for row in rows if row[column] is not None and row[column] > 0]
     low, high = (min(seen), max(seen)) if seen else (1, 10)
     beside = max(1.15, (high / low) ** 0.06)
     low, high = low / beside, high * beside
-    scale = altair.Scale(type="log", domain=[low, high], nice=False)
     ticks = _sizes(seen) or log_ticks(low, high)
-    axis = altair.Axis(values=ticks, format="~s" if high >= 1000 else "~g")
-    return altair.X(field=x, type="quantitative", title=title, scale=scale, axis=axis)
+    short = high >= 1000 and low >= 1  # 20k; but half a minute is not 500m
+    return {
+        "scale": altair.Scale(type="log", domain=[low, high], nice=False),
+        "axis": altair.Axis(values=ticks, format="~s" if short else "~g"),
+    }
 
 
 def log_ticks(low: int | float, high: int | float) -> list[int | float]:
@@ -255,11 +264,12 @@ def _decade(power: int, digits: Sequence[int]) -> list[int | float]:
     return [digit * 10**power if power >= 0 else digit / 10**-power for digit in digits]
 
 
-def _up(y: str, title: str, log: bool = False) -> Any:
+def _up(y: str, title: str, log: Rows = ()) -> Any:
+    """An axis upwards, logarithmic where it gets the rows."""
     import altair
 
-    scale = altair.Scale(type="log") if log else altair.Scale(zero=False)
-    return altair.Y(field=y, type="quantitative", title=title, scale=scale)
+    scales = _logarithmic(log, y) if log else {"scale": altair.Scale(zero=False)}
+    return altair.Y(field=y, type="quantitative", title=title, **scales)
 
 
 def _colour(rows: Rows, series: str | None) -> dict[str, Any]:

@@ -40,8 +40,12 @@ ForwardPrecision = Annotated[
     typer.Option(help="Of the encoder's products; auto: bfloat16 where the device has units for it."),
 ]
 BatchTokens = Annotated[int | None, typer.Option(help="Padded tokens in one forward.", min=1)]
+Kept = Annotated[Literal["all", "words", "first", "masked"], typer.Option("--keep", help="Tokens to keep.")]
+Maskings = Annotated[int, typer.Option(help="With --keep masked: how often each text is masked.", min=1)]
 Layers = Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")]
 StoredAs = Annotated[DType, typer.Option("--dtype", help="How states are stored.")]
+
+Force = Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")]
 
 # Training.
 

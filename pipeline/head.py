@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import safetensors.torch
@@ -10,6 +11,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from cache.place import place
+from cache.store import local_path
 from cache.targets import Target, TargetKind
 from pipeline import parts
 from pipeline.decoders._base import Decoder
@@ -200,13 +203,22 @@ def build_head(spec: HeadSpec, *, seed: int) -> Head:
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:
+    """Reads weights beside a bank."""
+    file = local_path(path)
     try:
-        return safetensors.torch.load_file(path)
+        return safetensors.torch.load(_fetched(path) if file is None else file.read_bytes())
     except (OSError, SafetensorError) as error:
         raise PipelineError(
             f"the encoder's output layer cannot be read from {path} ({error}): extract the bank again, or "
             "give --set output_layer=none"
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _fetched(url: str) -> bytes:
+    """What is stored at a URL; once for all heads of a stack."""
+    folder, _, name = url.rpartition("/")
+    return place(folder).read_file(name)
 
 
 def kind_of(spec: HeadSpec) -> TargetKind:

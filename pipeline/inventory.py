@@ -10,7 +10,7 @@ from cache.bank import is_bank
 from cache.place import Folder, Place, place
 from cache.removal import check_removable, remove
 from pipeline.errors import PipelineError
-from pipeline.results import CONFIG, RESULT
+from pipeline.folders import CONFIG, RESULT, in_the_making
 
 __all__ = ["describe", "inventory", "removable", "remove"]
 
@@ -54,12 +54,12 @@ def removable(store: str, *, ask: bool) -> dict[str, Any]:
         CacheError: it is no bank.
         PipelineError: the user is to be asked, and there is no terminal to ask at.
     """
-    folder = check_removable(store)
+    here = check_removable(store)
     if ask and not sys.stdin.isatty():
         raise PipelineError(f"{store} is removed only after asking, and there is no terminal: give --yes")
     return {
-        "bytes": sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()),
-        **_bank_line(str(folder)),
+        "bytes": sum(here.sizes().values()),
+        **_bank_line(here.name),
     }
 
 
@@ -102,14 +102,27 @@ def inventory(folder: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _walk(here: Place, depth: int, found: dict[str, list[dict[str, Any]]]) -> None:
-    if is_bank(here.name):
-        found["banks"].append(_bank_line(here.name))
-    elif isinstance(here, Folder) and (here.path / RESULT).is_file() and (here.path / CONFIG).is_file():
-        found["runs"].append(_run_line(here.path))
+    kind = _kind(here)
+    if kind == "banks":
+        found[kind].append(_bank_line(here.name))
+    elif kind == "runs":
+        found[kind].append(_run_line(Path(here.name)))
     elif depth:
         for child in here.folders():
-            if not child.name.rpartition("/")[2].startswith("."):
+            name = child.name.rpartition("/")[2]
+            if not (name.startswith(".") or in_the_making(name)):
                 _walk(child, depth - 1, found)
+
+
+def _kind(here: Place) -> str | None:
+    """What a place is, if it is one of these and may be looked into."""
+    try:
+        if is_bank(here.name):
+            return "banks"
+        is_run = isinstance(here, Folder) and all((here.path / n).is_file() for n in (RESULT, CONFIG))
+    except PermissionError:
+        return None
+    return "runs" if is_run else None
 
 
 def _bank_line(store: str) -> dict[str, Any]:
@@ -117,7 +130,7 @@ def _bank_line(store: str) -> dict[str, Any]:
         facts = describe(open_bank(store, allow_incomplete=True))
     except CacheError as error:
         return {"store": store, "complete": False, "error": str(error)}
-    names = ("store", "complete", "encoder", "keep", "dtype", "bytes", "splits", "targets")
+    names = ("store", "complete", "fingerprint", "encoder", "keep", "dtype", "bytes", "splits", "targets")
     return {name: facts[name] for name in names}
 
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from cache import Bank, Split, Target
+from cache.place import place
 from pipeline import metrics
 from pipeline.batches import Feeds, Labelled, load
 from pipeline.errors import PipelineError, nearest
@@ -201,7 +201,7 @@ def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
             f"split {split} of {bank.path} has no label of target {name!r}: name another split"
         )
     if "output_layer" in target.settings:
-        file = str(Path(bank.path, target.settings["output_layer"]).absolute())
+        file = f"{place(bank.path).absolute}/{target.settings['output_layer']}"
         target = replace(target, settings={**target.settings, "output_layer": file})
     return part, target
 

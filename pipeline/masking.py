@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int, UInt64
 from numpy import ndarray
 
 from cache.fingerprint import hash_texts
-from cache.layout import Kind
+from cache.layout import Keep, Kind
 from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError
 from pipeline.tokens import Batch, Tokens, tokenize
@@ -56,15 +56,29 @@ def check_maskable(
         )
 
 
+def check_maskings(keep: Keep, maskings: int) -> None:
+    """Refuses several maskings of what is not masked.
+
+    Raises:
+        PipelineError: they were asked for.
+    """
+    if maskings != 1 and keep != "masked":
+        raise PipelineError(f"--maskings {maskings}: only --keep masked has any, asked was --keep {keep}")
+
+
 def chunked(tokenizer: Any, batches: Sequence[Batch] | Any, *, max_length: int) -> Tokens:
-    """The texts of a split one after the other, cut into chunks; each gets the special tokens.
+    """The texts of a split, tokenized whole and joined; see `chunks`."""
+    return chunks(tokenize(tokenizer, batches, max_length=WHOLE), max_length=max_length)
+
+
+def chunks(tokens: Tokens, *, max_length: int) -> Tokens:
+    """The rows one after the other, cut into chunks; each gets the special tokens.
 
     All chunks but the last are `max_length` tokens long. Rows that are empty add nothing.
 
     Raises:
         PipelineError: `max_length` has no room for more than the special tokens.
     """
-    tokens = tokenize(tokenizer, batches, max_length=WHOLE)
     inner = tokens.kind != Kind.SPECIAL
     before, after = _frame(tokens, inner)
     room = max_length - len(before) - len(after)

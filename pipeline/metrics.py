@@ -37,6 +37,11 @@ def higher_is_better(metric: str) -> bool:
     return metric not in ("mse", "perplexity", "cross_entropy")
 
 
+def mean_score(metrics: Sequence[str], scores: Sequence[float]) -> float:
+    """The mean of several tasks' scores, in which one that is better for being low is negative."""
+    return float(np.mean([s if higher_is_better(m) else -s for m, s in zip(metrics, scores, strict=True)]))
+
+
 def applicable(kind: TargetKind, names: Sequence[str] = ()) -> list[str]:
     """The metrics that apply to a target, the default first.
 

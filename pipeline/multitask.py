@@ -192,15 +192,14 @@ class TaskFitting:
         return found
 
     def _summary(self, found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        """The tasks' scores and their mean, in which one that is better for being low is negative."""
+        """The tasks' scores and their mean."""
         if not found[0]:
             return {}
         scores = [dev[job.metric] for dev, job in zip(found, self.jobs, strict=True)]
-        signs = [1 if metrics.higher_is_better(job.metric) else -1 for job in self.jobs]
         named = {
             f"{name}.{job.metric}": s for name, job, s in zip(self.names, self.jobs, scores, strict=True)
         }
-        return {MEAN: float(np.mean(np.multiply(signs, scores))), **named}
+        return {MEAN: metrics.mean_score([job.metric for job in self.jobs], scores), **named}
 
     def trained(self) -> TrainedTogether:
         """The heads with the weights of the best epoch.

@@ -5,7 +5,6 @@ It is found in the model by its shapes, and believed only if it gives the model'
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 
 from cache import EncoderRecord
 from cache.layout import OUTPUT_LAYER
+from cache.place import Place
+from cache.tensors import CHECKSUM, tensors_checksum
 from pipeline.checkpoint import in_short, silenced
 from pipeline.errors import PipelineError
 from pipeline.stack import ACTIVATIONS
@@ -48,11 +49,19 @@ class OutputLayer:
             "learn": "none" if self.whole else "transform",
         }
 
-    def save(self, store: Path) -> None:
-        """Writes the weights into a bank's folder, whole or not at all."""
-        partial = store / f"{OUTPUT_LAYER}.partial"
-        safetensors.torch.save_file(self.weights, str(partial))
-        partial.replace(store / OUTPUT_LAYER)
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weights.nbytes for weights in self.weights.values())
+
+    def save(self, place: Place) -> None:
+        """Writes the weights to where a bank lies, whole or not at all.
+
+        Raises:
+            CacheError: the place refused.
+        """
+        checksum = tensors_checksum({name: value.detach().numpy() for name, value in self.weights.items()})
+        place.put_file(OUTPUT_LAYER, safetensors.torch.save(self.weights, metadata={CHECKSUM: checksum}))
 
 
 def read_output_layer(encoder: EncoderRecord, *, flag: str = "--keep masked") -> OutputLayer:

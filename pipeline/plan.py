@@ -19,13 +19,18 @@ from pipeline.calibrate import encode_seconds
 from pipeline.corpus import Corpus
 from pipeline.device import one_thread_each
 from pipeline.encoder import Encoder
-from pipeline.extract import recipe_for
+from pipeline.extract import mask_chunks, open_output_layer, recipe_for
 from pipeline.labels import find_labels
-from pipeline.room import KEEPS, Lengths, byte_table, free_bytes, lengths_of, recommend, resampled
+from pipeline.masking import WHOLE, Masked, check_maskings
+from pipeline.output_layer import OutputLayer
+from pipeline.room import NARROWER, Lengths, byte_table, free_bytes, lengths_of, recommend, resampled
 from pipeline.tokens import Tokens, tokenize
 
 _CHUNK_ROWS = 64
 """Rows are sampled in runs: a run of an Arrow column is read at once."""
+
+_TRUE_ID_BYTES = 4
+"""Of masked text, what stood at a predicted position."""
 
 _MEASURE_S = 4.0
 """Seconds of forwards to measure at least, where the data has that many."""
@@ -55,17 +60,28 @@ class Estimate:
 class _Sample:
     """Some rows of a split, tokenized."""
 
-    tokens: Tokens
+    tokens: Tokens  # as they would be encoded: of masked text, chunk after chunk in all maskings
+    row_tokens: Int[ndarray, " row"]  # of each row that was tokenized
     n_rows: int  # of the split
     seconds: float  # for all its rows, from those that were tokenized
 
     @property
-    def scale(self) -> float:
-        return self.n_rows / max(1, len(self.tokens.length))
+    def n_examples(self) -> int:
+        """Examples that all rows of the split make."""
+        return round(len(self.tokens.length) * self._scale)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that go through the encoder for all rows of the split."""
+        return round(len(self.tokens.input_ids) * self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return self.n_rows / max(1, len(self.row_tokens))
 
     def variance(self) -> float:
         """Of the estimated number of tokens, from the spread between runs of rows."""
-        length = self.tokens.length
+        length = self.row_tokens * (len(self.tokens.input_ids) / max(1, self.row_tokens.sum()))
         n_runs = -(-len(length) // _CHUNK_ROWS)
         if len(length) >= self.n_rows or n_runs < 2:
             return 0.0
@@ -85,6 +101,7 @@ def estimate(
     max_length: int | None = None,
     batch_tokens: int | None = None,
     sample: int | None = 20_000,
+    maskings: int = 1,
 ) -> Estimate:
     """Estimates an extraction of a corpus by an encoder.
 
@@ -98,47 +115,72 @@ def estimate(
         max_length: longest example in tokens.
         batch_tokens: padded tokens in one forward, chosen as an extraction chooses it by default.
         sample: rows of a split to tokenize, None for all. Up to that number all are, and counts are exact.
+        maskings: how often each chunk of text is masked, for ``masked``.
 
     Raises:
         PipelineError: the data or a choice is wrong.
     """
+    check_maskings(keep, maskings)
     length = encoder.max_length(max_length)
-    samples = {name: _sample(corpus, name, encoder, length, sample) for name in corpus.splits}
+    output_layer, mask = None, None
+    if keep == "masked":
+        output_layer = open_output_layer(corpus, encoder)
+        draw = {"maskings": maskings, "vocabulary": output_layer.vocabulary, "seed": 0}
+        mask = partial(mask_chunks, encoder=encoder, max_length=length, draw=draw)
+    samples = {name: _sample(corpus, name, encoder, length, sample, mask) for name in corpus.splits}
     tokens = {name: part.tokens for name, part in samples.items()}
     recipe = recipe_for(
         corpus, encoder, store, tokens, keep=keep, dtype=dtype, layers=layers, max_length=length,
         batch_tokens=batch_tokens,
     )  # fmt: skip
-    lengths = _all_rows(lengths_of(tokens), samples)
-    labels = find_labels(corpus)[0]
-    targets_bytes = sum(values.nbytes for label in labels for values in label.values.values())
-    table = byte_table(recipe, lengths, targets_bytes)
-    counts = {name: round(len(p.tokens.input_ids) * p.scale) for name, p in samples.items()}
-    total = sum(counts.values())
+    keeps: Sequence[Keep] = NARROWER["masked" if keep == "masked" else "all"]
+    lengths = _all_rows(lengths_of(tokens, keeps), samples)
+    kept = _kept_tokens(lengths)
+    table = byte_table(recipe, lengths, _beside_bytes(corpus, output_layer, kept))
+    total = sum(part.n_tokens for part in samples.values())
     largest = max(tokens.values(), key=lambda t: len(t.input_ids))
     rate, flops = _measure(encoder, largest, recipe)
     free = free_bytes(store)
     return Estimate(
         tokens=total,
         tokens_error=round(1.96 * float(np.sqrt(sum(p.variance() for p in samples.values())))),
-        kept_tokens={
-            k: int(sum(part[ALIKE[k].index(k)].sum() for part in lengths[k].values())) for k in KEEPS
-        },
+        kept_tokens=kept,
         bytes=table,
         seconds=total / rate + sum(part.seconds for part in samples.values()),
         tokens_per_s=rate,
         flops=round(flops * total),
         free_bytes=free,
         recommended=recommend(table, free, keep, dtype),
-        examples=sum(part.n_rows for part in samples.values()),
+        examples=sum(part.n_examples for part in samples.values()),
         layers=list(recipe.layers),
         precision=recipe.precision,
         batch_tokens=recipe.batch_tokens,
-        splits={name: {"examples": p.n_rows, "tokens": counts[name]} for name, p in samples.items()},
+        splits={name: {"examples": p.n_examples, "tokens": p.n_tokens} for name, p in samples.items()},
     )
 
 
-def _sample(corpus: Corpus, split: str, encoder: Encoder, max_length: int, sample: int | None) -> _Sample:
+def _kept_tokens(lengths: Lengths) -> dict[str, int]:
+    """Tokens that each choice keeps, in all splits."""
+    of_bank = {keep: [part[ALIKE[keep].index(keep)] for part in lengths[keep].values()] for keep in lengths}
+    return {keep: int(sum(length.sum() for length in parts)) for keep, parts in of_bank.items()}
+
+
+def _beside_bytes(corpus: Corpus, output_layer: OutputLayer | None, kept: Mapping[str, int]) -> int:
+    """Bytes of the targets, and of the output layer that masked text comes with."""
+    if output_layer is not None:
+        return output_layer.n_bytes + _TRUE_ID_BYTES * kept["masked"]
+    labels = find_labels(corpus)[0]
+    return sum(values.nbytes for label in labels for values in label.values.values())
+
+
+def _sample(
+    corpus: Corpus,
+    split: str,
+    encoder: Encoder,
+    max_length: int,
+    sample: int | None,
+    mask: Callable[[Tokens, str], Masked] | None = None,
+) -> _Sample:
     """Tokenizes a split, or runs of its rows at even distances."""
     n_rows, read = len(corpus.split(split)), corpus.reader(split)
     if sample is None or sample >= n_rows:
@@ -148,15 +190,18 @@ def _sample(corpus: Corpus, split: str, encoder: Encoder, max_length: int, sampl
         firsts = (np.arange(n_runs) * (n_rows / n_runs)).astype(int).tolist()
     batches = [read(first, min(first + _CHUNK_ROWS, n_rows)) for first in firsts]
     began = time.perf_counter()
-    tokens = tokenize(encoder.tokenizer, batches, max_length=max_length)
+    tokens = tokenize(encoder.tokenizer, batches, max_length=WHOLE if mask else max_length)
+    row_tokens = tokens.length
+    if mask is not None:
+        tokens = mask(tokens, split).tokens
     seconds = time.perf_counter() - began
-    return _Sample(tokens, n_rows, seconds * n_rows / max(1, len(tokens.length)))
+    return _Sample(tokens, row_tokens, n_rows, seconds * n_rows / max(1, len(row_tokens)))
 
 
 def _all_rows(lengths: Lengths, samples: Mapping[str, _Sample]) -> Lengths:
     """Lengths of all rows, those that were not tokenized drawn from the others."""
     return {
-        keep: {name: resampled(part, samples[name].n_rows) for name, part in splits.items()}
+        keep: {name: resampled(part, samples[name].n_examples) for name, part in splits.items()}
         for keep, splits in lengths.items()
     }
 

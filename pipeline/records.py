@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import PipelineError
-from pipeline.results import CONFIG, METRICS, RESULT
+from pipeline.folders import CONFIG, METRICS, RESULT, runs_at
 
 _RESULT_HAS = ("fusion", "decoder", "metric", "dev", "epochs", "parameters", "seconds", "seconds_per_epoch")
 _LINE_HAS = ("loss", "dev", "seconds")
@@ -55,10 +55,7 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
 def _runs_at(path: Path) -> list[Path]:
     if not path.is_dir():
         raise PipelineError(f"no run at {path}: make one with 'layerbank train ... --out {path}'")
-    if any((path / name).exists() for name in (CONFIG, METRICS, RESULT)):
-        return [path]
-    found = [child for child in sorted(path.iterdir()) if (child / CONFIG).is_file()]
-    found = [child for child in found if ".partial" not in child.name]  # runs in the making
+    found = runs_at(path)
     if not found:
         raise PipelineError(f"{path} holds no run: make one with 'layerbank train ... --out {path}/NAME'")
     return found

@@ -7,11 +7,9 @@
 ``result.json``      the outcome; written last
 """
 
-import glob
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,20 +20,18 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
+from pipeline import folders
 from pipeline.attentions import ATTENTIONS, Attentions
 from pipeline.errors import PipelineError
+from pipeline.folders import write_tensors
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Precision, Schedule, Trained
 from pipeline.versions import made_by
 
-CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "head.safetensors", "metrics.jsonl", "result.json"
+CONFIG, METRICS, RESULT = folders.CONFIG, folders.METRICS, folders.RESULT
+WEIGHTS = "head.safetensors"
 SWEEP = "sweep.json"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
-
-
-_PARTIAL, _ASIDE = ".partial-", ".aside-"
-"""What follows a run's name, before a process id, in the folder it is made in and in that of the run it
-replaces."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,57 +168,17 @@ def save_run(
     if joint is not None:
         config["joint"] = asdict(joint)
         result |= joint.counts(result["fusion_parameters"])
-    path = Path(out).absolute()
-    partial = path.with_name(f"{path.name}{_PARTIAL}{os.getpid()}")
-    try:
-        _clear_partials(path)
-        partial.mkdir(parents=True)
+    with folders.making(out) as partial:
         _write_json(partial / CONFIG, config)
         weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
-        safetensors.torch.save_file(weights, str(partial / WEIGHTS))
+        write_tensors(partial / WEIGHTS, weights)
         if attentions is not None:
             tensors, names = attentions
-            safetensors.torch.save_file(tensors, str(partial / ATTENTIONS), metadata=names)
+            write_tensors(partial / ATTENTIONS, tensors, names)
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)
-        _put(partial, path)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise PipelineError(f"--out {out} cannot be written: {error}") from error
     return result
-
-
-def _put(partial: Path, path: Path) -> None:
-    """Renames a whole folder into place; one that is there goes only then."""
-    aside = path.with_name(f"{path.name}{_ASIDE}{os.getpid()}")
-    if path.exists():
-        path.rename(aside)
-    partial.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _clear_partials(path: Path) -> None:
-    """Removes what processes that died left beside a run; brings back a run that one had put aside."""
-    for mark in (_ASIDE, _PARTIAL):
-        for left in path.parent.glob(f"{glob.escape(path.name + mark)}*"):
-            owner = left.name.removeprefix(path.name + mark)
-            if not owner.isdecimal() or _is_alive(int(owner)):
-                continue
-            if mark == _ASIDE and not path.exists():
-                left.rename(path)
-            else:
-                shutil.rmtree(left)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return process != os.getpid()
 
 
 def _result(out: str, trained: Trained, job: Goal, seconds: float) -> dict[str, Any]:

@@ -2,23 +2,26 @@
 
 import itertools
 import json
+import os
+import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
-from pipeline import batches, cluster, metrics
+from pipeline import batches, metrics
 from pipeline.batches import Feeds, Key, feed_key
+from pipeline.device import pick_device
 from pipeline.errors import PipelineError
 from pipeline.fitting import GROUP, Fitting, group_size, worse_half
+from pipeline.folders import write_tensors
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
@@ -28,6 +31,9 @@ from pipeline.train import Progress, fit_together, predictions
 
 CHECKPOINT_S = 20.0
 """Seconds between two checkpoints of a stack; one is written after an epoch."""
+
+STACKS = "stacks"
+"""Folder, in a sweep's, of the stacks that are done and of the checkpoints of the others."""
 
 Note = Callable[[str], None]
 
@@ -43,7 +49,7 @@ class Plan:
         default_factory=lambda: {"train": "train", "dev": "dev", "test": "test"}
     )
     memory_bytes: int | None = None  # for states and heads, half each; by the device if None
-    device: str = "cpu"
+    device: str = "cpu"  # as it is asked for: ``auto`` is picked where the heads train
     train_on: tuple[Piece, ...] = ()  # takes the place of the train split
     depth: int | None = None  # number of the layer that stands for the encoder's last
 
@@ -80,9 +86,33 @@ class Runner:
         progress: Progress = lambda *_: None,
     ) -> None:
         self.plan, self.note, self.progress = plan, note, progress
-        self.device = torch.device(plan.device)
-        self._checkpoints = checkpoints
-        self._feeds = Feeds(memory_bytes=plan.memory_bytes, device=self.device, note=note)
+        self.checkpoints = checkpoints
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the heads compute; asked for only where they do, which may be elsewhere.
+
+        Raises:
+            PipelineError: it is not there.
+        """
+        return pick_device(self.plan.device)
+
+    @cached_property
+    def _planned(self) -> tuple[str, int]:
+        """Type of the device that pieces are planned for, and bytes for their heads.
+
+        Those of a CPU where the device is not here: workers elsewhere may have it.
+        """
+        try:
+            return self.device.type, self._feeds.budget_bytes // 2  # the other half is for states
+        except PipelineError:
+            return "cpu", batches.memory_budget(torch.device("cpu"), self.plan.memory_bytes) // 2
+
+    @cached_property
+    def _feeds(self) -> Feeds:
+        return Feeds(
+            memory_bytes=self.plan.memory_bytes, device=self.device, note=lambda text: self.note(text)
+        )
 
     @cached_property
     def bank(self) -> Bank:
@@ -110,10 +140,10 @@ class Runner:
         """
         goal = self.check(stack)
         head = build_head(goal.spec, seed=0)
-        memory_bytes = self._feeds.budget_bytes // 2  # the other half is for states
+        device, memory_bytes = self._planned
         size = stack_size(goal, head, self._batch_tokens(stack, head), memory_bytes)
         if size < len(stack.rates):
-            if self.device.type == "cpu" and size > GROUP:
+            if device == "cpu" and size > GROUP:
                 size -= size % GROUP  # computed in the groups of the whole stack: the same bit for bit
             self.note(f"{stack.shape.name}: {len(stack.rates)} heads do not fit --memory, {size} at a time")
         return stack.split(size)
@@ -181,7 +211,7 @@ class Runner:
         """
         rung_of: list[dict[int, int]] = [{} for _ in pieces]  # of the heads that have left
         with tempfile.TemporaryDirectory(prefix="layerbank-") as scratch:
-            paths = [_checkpoint_in(self._checkpoints or Path(scratch), piece) for piece in pieces]
+            paths = [_checkpoint_in(self.checkpoints or Path(scratch), piece) for piece in pieces]
             waiting = list(zip(pieces, paths, rung_of, strict=True))
             for epoch in self.plan.schedule.rungs:
                 leaving = worse_half([self._standings(*piece, epoch) for piece in waiting])
@@ -236,13 +266,13 @@ class Runner:
         return keep
 
     def _checkpoint(self, stack: Stack) -> Path | None:
-        return None if self._checkpoints is None else _checkpoint_in(self._checkpoints, stack)
+        return None if self.checkpoints is None else _checkpoint_in(self.checkpoints, stack)
 
     def forget(self, stack: Stack) -> None:
-        """Removes the checkpoint of a stack that is done."""
+        """Removes the checkpoint of a stack that is done, and what a killed process left of one."""
         path = self._checkpoint(stack)
-        if path is not None:
-            path.unlink(missing_ok=True)
+        for file in path.parent.glob(f"{path.name}*") if path is not None else ():
+            file.unlink(missing_ok=True)
 
     def _test(self, job: Job, trained: Sequence[Trained]) -> list[dict[str, float]]:
         """All scores of every head on the test split; none where there is no such split or target."""
@@ -286,35 +316,6 @@ class Runner:
             "dev_split": self.plan.splits["dev"],
             "depth": self.plan.depth,
         }
-
-
-def train_remotely(client: Any, plan: Plan) -> Callable[[Sequence[Stack]], Iterator[Outcome]]:
-    """What trains stacks on the workers of a Dask cluster, one stack a task, or all pieces of one.
-
-    A worker opens the bank by its URL or path, and holds its states for the stacks that come after.
-
-    Args:
-        client: see `pipeline.cluster.connect`.
-        plan: what the stacks share.
-    """
-
-    def train(stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        cluster.check_versions(client)
-        lots = lots_of(stacks, plan.schedule)
-        for _, outcomes in cluster.run(client, partial(_train_lot, plan), lots, ahead=1):
-            yield from outcomes
-
-    return train
-
-
-_held: list[tuple[Plan, Runner]] = []
-
-
-def _train_lot(plan: Plan, lot: Sequence[Stack]) -> list[Outcome]:
-    """A stack, or the pieces of one, trained in a worker."""
-    if not _held or _held[0][0] != plan:
-        _held[:] = [(plan, Runner(plan))]
-    return list(_held[0][1].train(lot))
 
 
 def lots_of(stacks: Sequence[Stack], schedule: Schedule) -> list[list[Stack]]:
@@ -375,13 +376,14 @@ def save_checkpoint(path: Path, fitting: Fitting) -> None:
         PipelineError: the disk refuses.
     """
     tensors, values = fitting.state()
-    partial = path.with_name(f"{path.name}.partial")
+    # A name of its own: a worker that was given up for dead may still be writing the same one.
+    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(whole, str(partial), metadata={"values": json.dumps(values)})
+        write_tensors(partial, whole, {"values": json.dumps(values)})
         partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
         raise PipelineError(f"{path} cannot be written: {error}") from error
 

@@ -1,12 +1,10 @@
 """Stage 1 on several processes or machines: blocks are encoded and written by the workers of a cluster.
 
 The process that was asked plans, makes the bank's skeleton, sends the tokens of a few blocks at a time and
-marks the bank complete. A worker has the encoder's weights, once, and the bank's folder. A block is a pure
-function of its tokens, so it is the same whoever makes it.
+marks the bank complete. A worker has the encoder's weights, once, and the bank's folder or URL. A block is
+a pure function of its tokens, so it is the same whoever makes it.
 """
 
-import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,17 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Bool
 from numpy import ndarray
 
-from cache import CacheError, Recipe, Writer
+from cache import Recipe, Writer, open_bank
+from cache.place import place
 from cache.plan import Part
 from pipeline import cluster
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.stage import Stage
 from pipeline.tokens import Tokens
+from pipeline.worker import at_work, see_bank
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -41,9 +40,10 @@ class Setting:
     """What all tasks of an extraction share."""
 
     path: str  # of the bank, absolute
+    fingerprint: str  # of the bank
     recipe: Recipe
     opening: dict[str, Any] = field(hash=False)  # how the encoder is opened, see `Encoder.opening`
-    threads: int
+    threads: int | None  # of a worker; as many as Dask gave it if None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,6 @@ def spread_over(scheduler: str | None, threads: int | None = None) -> Iterator[S
         yield None
         return
     with cluster.connect(scheduler, threads=threads) as client:
-        if threads is None and scheduler.startswith(cluster.LOCAL):
-            threads = cluster.local_threads(len(cluster.workers_of(client)))
         yield on_cluster(client, threads=threads)
 
 
@@ -88,16 +86,17 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     if not stage.todo:
         return 0
     cluster.check_versions(client)
-    encoder = stage.encoder
+    path = stage.writer.place.absolute
     setting = Setting(
-        path=stage.writer.place.absolute,
+        path=path,
+        fingerprint=open_bank(path, allow_incomplete=True).fingerprint,
         recipe=stage.writer.recipe,
-        opening=encoder.opening,
-        threads=threads or _dask_threads(client),
+        opening=_found_anywhere(stage.encoder.opening),
+        threads=threads,
     )
-    cluster.on_every_worker(client, partial(prepare, setting))
+    devices = cluster.on_every_worker(client, partial(prepare, setting))
     stage.calibrate()
-    jobs = _jobs(stage, setting.threads if encoder.device.type == "cpu" else _TASK_BLOCKS)
+    jobs = _jobs(stage, _together(client, threads, set(devices.values())))
     try:
         for job, written_bytes in cluster.run(client, partial(make_blocks, setting), jobs):
             stage.note(job.split, job.blocks, written_bytes)
@@ -106,9 +105,16 @@ def _run(client: "Client", threads: int | None, stage: Stage) -> int:
     return len(stage.todo)
 
 
-def _dask_threads(client: "Client") -> int:
-    """Threads that a worker was given; the fewest, which all of them have."""
-    return max(1, min(client.nthreads().values(), default=1))
+def _found_anywhere(opening: dict[str, Any]) -> dict[str, Any]:
+    """How the encoder is opened from any folder."""
+    name = Path(opening["name"])
+    return {**opening, "name": str(name.resolve())} if name.is_dir() else opening
+
+
+def _together(client: "Client", threads: int | None, devices: set[str]) -> int:
+    """Blocks in one task: on a CPU one for each thread of the worker that has fewest."""
+    fewest = threads or max(1, min(client.nthreads().values(), default=1))
+    return fewest if devices <= {"cpu"} else max(fewest, _TASK_BLOCKS)
 
 
 def _jobs(stage: Stage, together: int) -> Iterator[Job]:
@@ -128,24 +134,20 @@ def _job(stage: Stage, split: str, blocks: tuple[int, ...]) -> Job:
 # What runs in a worker.
 
 _ENCODERS: dict[str, Encoder] = {}
-_ONE = threading.Lock()
-"""One task at a time in a process, however many threads Dask gives it: there is one encoder."""
 
 
-def prepare(setting: Setting) -> None:
-    """Loads the encoder and looks whether the bank can be written to.
+def prepare(setting: Setting) -> str:
+    """Loads the encoder and looks whether the bank can be written to; returns the type of the device.
 
     Raises:
         PipelineError: the worker cannot do its part; it is named with the reason.
     """
-    with _named(), _ONE:
-        _encoder(setting)
-        if not Path(setting.path, "zarr.json").is_file():
-            raise PipelineError(
-                f"no bank at {setting.path}: the store must lie where every worker finds it under that name"
-            )
-        if not os.access(setting.path, os.W_OK):
+    with at_work(setting.threads):
+        encoder = _encoder(setting)
+        see_bank(setting.path, setting.fingerprint, lambda: open_bank(setting.path, allow_incomplete=True))
+        if not place(setting.path).is_writable():
             raise PipelineError(f"{setting.path} cannot be written to: give the worker's user the right")
+        return encoder.device.type
 
 
 def make_blocks(setting: Setting, job: Job) -> int:
@@ -154,8 +156,7 @@ def make_blocks(setting: Setting, job: Job) -> int:
     Raises:
         PipelineError: it cannot be done; the worker is named with the reason.
     """
-    with _named(), _ONE:
-        torch.set_num_threads(setting.threads)
+    with at_work(setting.threads):
         writer = Writer.attached(setting.path, setting.recipe, {job.split: job.plan})
         stage = Stage(
             writer,
@@ -171,7 +172,6 @@ def make_blocks(setting: Setting, job: Job) -> int:
 
 def _encoder(setting: Setting) -> Encoder:
     """The process's encoder, loaded when it is first asked for."""
-    torch.set_num_threads(setting.threads)
     key = repr(sorted(setting.opening.items()))
     if key not in _ENCODERS:
         _ENCODERS.clear()  # one at a time: a cluster outlives many extractions
@@ -180,21 +180,3 @@ def _encoder(setting: Setting) -> Encoder:
     if encoder.record.weights_sha256 != asked.weights_sha256:
         raise PipelineError(f"--encoder {asked.name}: its weights there are others: give all the same")
     return encoder
-
-
-@contextmanager
-def _named() -> Iterator[None]:
-    """Puts the worker's address before what it has to say."""
-    try:
-        yield
-    except (PipelineError, CacheError, OSError) as error:
-        raise PipelineError(f"worker {_address()}: {error}") from None
-
-
-def _address() -> str:
-    from distributed import get_worker
-
-    try:
-        return str(get_worker().address)
-    except ValueError:  # called outside a worker
-        return "here"

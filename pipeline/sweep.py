@@ -19,10 +19,10 @@ from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
 from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
-from pipeline.runner import Note, Outcome, Plan, Runner, train_remotely
+from pipeline.runner import STACKS, Note, Outcome, Plan, Runner
 from pipeline.train import Progress
 
-RESULTS, STACKS = "results.parquet", "stacks"
+RESULTS = "results.parquet"
 Train = Callable[[Sequence[Stack]], Iterator[Outcome]]
 
 
@@ -32,7 +32,7 @@ def sweep(
     *,
     out: str,
     trials: search.Trials | None = None,
-    client: Any = None,
+    spread: Callable[[Runner], Train] | None = None,
     keep_heads: bool = True,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
@@ -45,7 +45,8 @@ def sweep(
         grid: the axes.
         out: folder of the sweep; one that was cut off is continued, if all that was asked is the same.
         trials: how to search the grid; None trains all of it.
-        client: of a Dask cluster whose workers train the stacks; None trains here.
+        spread: how the stacks are trained elsewhere, see `pipeline.spread_stacks`; in this process by
+            default.
         keep_heads: whether the best head of each shape is left as a run folder.
         note: takes a line of text for the user.
         progress: called after every epoch of the stacks that train together.
@@ -66,7 +67,7 @@ def sweep(
     metric_of = {stack.shape.target: runner.check(stack).metric for stack in stacks}
     source = Source.of(runner.bank, plan.splits)
     check_free_sweep(out, _asked(plan, grid, trials, runner.bank), store=source.store)
-    train = runner.train if client is None else train_remotely(client, plan)
+    train = runner.train if spread is None else spread(runner)
     keeper = _Keeper(runner, folder, train, keep_heads, finished)
     if trials:
         rows = search.search(trials, grid, shapes, metric_of, keeper.rows, note)

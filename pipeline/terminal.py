@@ -19,6 +19,9 @@ from pipeline.units import size
 CLIPPED_FRAC = 0.001
 """Share of states out of int8's range above which the user is warned."""
 
+_SHORT = 8
+"""Digits of a fingerprint that tell the banks of a table apart."""
+
 _PLAIN: dict[str, Any] = {"markup": False, "emoji": False, "highlight": False}
 """Words, paths and names are shown as they are: ``[b]`` and ``:x:`` are no commands."""
 _ERR = Console(stderr=True, **_PLAIN)
@@ -338,12 +341,14 @@ def show_inventory(result: Mapping[str, Any]) -> None:
             ", ".join(f"{split['examples']:,} {name}" for name, split in bank.get("splits", {}).items()),
             size(bank.get("bytes", 0)),
             ", ".join(bank.get("targets", {})),
+            bank.get("fingerprint", "")[:_SHORT],
             bank["complete"],
         )
         for bank in result["banks"]
     ]
     if banks:
-        table("", ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "complete"), banks)
+        columns = ("bank", "encoder", "keep", "dtype", "rows", "size", "targets", "fingerprint", "complete")
+        table("", columns, banks)
     names = ("run", "target", "fusion", "decoder", "metric", "dev", "store")
     runs = [
         (run["run"], run["error"], *[""] * 5)

@@ -5,7 +5,6 @@ run folder holds the vectors: it is used without the runs they are from.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from torch import Tensor
 from cache import EncoderRecord
 from pipeline import parts
 from pipeline.errors import PipelineError
+from pipeline.folders import CONFIG, RESULT, runs_at
 from pipeline.head import HeadSpec
 
-CONFIG, WEIGHTS, RESULT = "config.json", "head.safetensors", "result.json"
-"""Files of a run folder, as `pipeline.results` writes them."""
+WEIGHTS = "head.safetensors"
+"""A run's weights, as `pipeline.results` writes them."""
 
 
 def take_sources(spec: HeadSpec, encoder: EncoderRecord) -> HeadSpec:
@@ -69,16 +69,14 @@ def list_runs(given: str, *, fusion: str) -> list[Path]:
     return list(found.values())
 
 
-def _runs_at(path: Path, fusion: str) -> Sequence[Path]:
+def _runs_at(path: Path, fusion: str) -> list[Path]:
     """The run that a folder is, or the runs right below it."""
     if not path.is_dir():
         raise PipelineError(f"--set sources: no run at {path}: {_make(fusion)}")
-    if (path / CONFIG).is_file():
-        return [path]
-    below = sorted(child for child in path.iterdir() if (child / CONFIG).is_file())
-    if not below:
+    found = runs_at(path)
+    if not found:
         raise PipelineError(f"--set sources: {path} holds no run: {_make(fusion)}")
-    return below
+    return found
 
 
 def _make(fusion: str) -> str:

@@ -120,6 +120,22 @@ def test_with_faults_between_nothing_is_lost_and_tries_are_bounded(server, proxy
     assert verify(ours).ok
 
 
+def test_a_large_file_has_more_time_than_a_chunk(server, proxy, url, monkeypatch):
+    content, here = np.random.default_rng(0).bytes(2**20 + 3), place(url)
+    monkeypatch.setattr(remote, "_REQUEST_S", 0.5)
+    monkeypatch.setattr(remote, "_REQUEST_BYTES", 2**14)
+    proxy.fault = lambda method, path: time.sleep(0.7) if method in ("PUT", "GET") else None
+    here.put_file("weights", content)
+    assert here.read_file("weights") == content
+    assert stored(server, url) == {"weights": content}
+    assert [method for method, _, _ in proxy.requests if method in ("PUT", "GET")] == ["PUT", "GET"]
+    proxy.fault = faulty(2, 0.3, ["503", "cut", "half"])
+    here.remove("weights")
+    assert here.is_vacant()
+    with pytest.raises(FileNotFoundError):
+        here.read_file("weights")
+
+
 @pytest.mark.parametrize("then", ["start", "late start"])
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(server, proxy, url, tmp_path, then):
     local, taken = fill(tmp_path / "bank", MANY), []
@@ -255,6 +271,38 @@ def test_a_store_that_hangs_counts_as_one_that_does_not_answer(proxy, url, monke
     with pytest.raises(StoreUnreachable) as error:
         open_bank(url)
     assert "did not answer" in one_line(error)
+
+
+@pytest.fixture
+def many_objects(server):
+    """Objects by key, on a server of their own: that of the others remembers what it has seen."""
+    objects = {f"train/{number:05d}": number % 7 for number in range(2100)}
+    with s3.Server() as running:
+        (running.bucket / "bank" / "train").mkdir(parents=True)
+        for key, size in objects.items():
+            (running.bucket / "bank" / key).write_bytes(b"x" * size)
+        with s3.Proxy(running.port) as between:
+            yield objects, between
+
+
+def test_a_long_listing_goes_on_page_by_page(many_objects, monkeypatch):
+    expected, proxy = many_objects
+    for name, value in s3.environment(proxy.port).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "_REQUEST_S", 1.5)
+    lists = []
+
+    def slow(method, path):
+        if "list-type=2" not in path:
+            return None
+        lists.append(path)
+        time.sleep(0.6)
+        return "503" if len(lists) == 2 else None
+
+    proxy.fault = slow
+    assert place(f"s3://{s3.BUCKET}/bank").sizes("train") == expected
+    assert len(lists) == 4  # of three pages the second was lost once
+    assert sum("continuation-token" not in path and "start-after" not in path for path in lists) == 1
 
 
 def test_without_patience_nothing_is_tried_again(proxy, url, monkeypatch):

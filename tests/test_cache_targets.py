@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import CacheError, Target, Writer, open_bank
-from cache.targets import ranges, spans, write_target
+from cache.place import place
+from cache.targets import lengthen, ranges, recover, spans, write_target
 from cache.verify import verify
 
 N_WORDS = rows(TRAIN).n_words
@@ -188,6 +189,72 @@ def test_killed_at_any_change_a_target_is_the_earlier_one_or_the_new_one(labelle
         assert found.values.tolist() == (old if found.names == ("a", "b", "c") else [0] * 10)
         write(path)
         assert files_of(path) == expected, f"killed at change {change}"
+
+
+def answers(n):
+    """A target of spans whose every value and text says n."""
+    extra = {"text": np.full(10 * n, n, np.uint8), "n_text": np.full(10, n, np.int32)}
+    return Target(name="answer", kind="span", names=(), values=np.full((10, 2), n, np.int32), extra=extra)
+
+
+def numbers(path):
+    """The n that labels and texts say."""
+    split = open_bank(str(path)).split("train")
+    found = [split.target("answer").values, *split.target_extra("answer").values()]
+    return {int(n) for values in found for n in values.flat}
+
+
+def test_killed_at_any_change_labels_and_what_lies_beside_them_belong_together(labelled, tmp_path):
+    write_target(open_bank(str(labelled)).writable_split("train"), answers(1))
+    shutil.rmtree(labelled / "dev")  # many copies are made
+    shutil.rmtree(labelled / "train/states/c")
+
+    def write(path):
+        write_target(open_bank(str(path)).writable_split("train"), answers(2))
+
+    path = Path(shutil.copytree(labelled, tmp_path / "calm"))
+    assert FAULT.run(path, 10**6, Killed(), lambda: write(path))
+    changes, expected = 10**6 - FAULT.left, files_of(path)
+    assert numbers(path) == {2}
+    for change in range(changes):
+        path = Path(shutil.copytree(labelled, tmp_path / f"killed-{change}"))
+        assert not FAULT.run(path, change, Killed(), lambda at=path: write(at))
+        place(str(path)).tidy()  # as whoever writes next
+        recover(open_bank(str(path)).writable_split("train"))
+        assert numbers(path) in ({1}, {2}), f"killed at change {change}"
+        write(path)
+        assert files_of(path) == expected, f"killed at change {change}"
+
+
+def test_a_target_that_is_lengthened_keeps_what_lies_beside_it(labelled):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, answers(3))
+    write_target(split, lengthen(answers(3), 2))
+    found = open_bank(str(labelled)).split("train")
+    assert len(found.target("answer").values) == 12
+    assert found.target_extra("answer")["text"].tolist() == [3] * 30
+
+
+def test_arrays_that_lie_right_beside_a_target_are_read_and_replaced(labelled):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, answers(1))
+    folder = labelled / "train/extra/answer"
+    (group,) = (child for child in folder.iterdir() if child.is_dir())
+    for child in group.iterdir():
+        if child.is_dir():
+            child.rename(folder / child.name)
+    shutil.rmtree(group)
+    meta = labelled / "train/targets/answer/zarr.json"
+    content = json.loads(meta.read_text())
+    del content["attributes"]["extra"]
+    meta.write_text(json.dumps(content))
+    assert numbers(labelled) == {1}
+    assert verify(open_bank(str(labelled))).ok
+    write_target(open_bank(str(labelled)).writable_split("train"), answers(1))
+    assert numbers(labelled) == {1}
+    write_target(open_bank(str(labelled)).writable_split("train"), answers(2))
+    assert numbers(labelled) == {2}
+    assert len([child for child in folder.iterdir() if child.is_dir()]) == 1
 
 
 def test_a_target_that_was_cut_off_is_reported(labelled):

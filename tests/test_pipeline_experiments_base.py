@@ -1,10 +1,10 @@
 """What all experiments share: heads that failed are told and do not count."""
 
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 
+from pipeline.corpus import Corpus
 from pipeline.errors import PipelineError
 from pipeline.experiments import _base
 from pipeline.experiments._base import Data, Lab
@@ -35,7 +35,7 @@ def test_banks_may_lie_at_a_url(monkeypatch, tmp_path):
     def extracted(corpus, encoder, store, **_):
         return Mock(spec=Extraction, store=store, blocks_encoded=0)
 
-    monkeypatch.setattr(_base, "load_corpus", lambda *_, **__: SimpleNamespace(words=None))
+    monkeypatch.setattr(_base, "load_corpus", lambda *_, **__: Mock(spec=Corpus, words=None))
     monkeypatch.setattr(_base, "open_encoder", lambda *_, **__: None)
     monkeypatch.setattr(_base, "extract", extracted)
     lab = Lab(out=tmp_path, encoder="e", data=(), banks="s3://b/x", device="cpu")

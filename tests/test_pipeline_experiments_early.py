@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiments import _base
 from pipeline.experiments._base import Data, Lab, perform
 from pipeline.experiments.cost import break_even
+from pipeline.job import Schedule
 from pipeline.tuning import loop
 
 
@@ -88,6 +90,36 @@ def test_convergence_goes_on_after_a_kill_and_ends_the_same(lab, tmp_path, monke
     forbid(monkeypatch)
     again = perform("convergence", options, killed)
     assert table(again, "runs") == table(resumed, "runs")
+
+
+def test_runs_are_made_anew_once_rows_labels_or_encoder_have_changed(tmp_path, monkeypatch):
+    folder = tuning.data(tmp_path / "data", ["tokens", "intent"])
+    encoder = tmp_path / "encoder"
+    data = Data(path=str(folder), targets=("intent",))
+
+    def leave(out):
+        Path(out).mkdir(parents=True)
+        (Path(out) / "result.json").write_text("{}")
+
+    monkeypatch.setattr(_base, "train_run", lambda *_, out, **__: leave(out))
+    monkeypatch.setattr(_base, "tune_run", lambda asked, *_, **__: leave(asked.out))
+
+    def runs(seed=0):
+        tiny.encoder(encoder, seed=seed)
+        lab = Lab(out=tmp_path, encoder=str(encoder), data=(data,), banks=tmp_path / f"banks-{seed}")
+        late = lab.train("late", lab.bank(data), "intent", schedule=Schedule(epochs=1), fusion="average")
+        return [late, lab.tune("early", "bitfit", [(data, "intent")], plan={"epochs": 1})]
+
+    train = Path(folder) / "train.jsonl"
+    first = runs()
+    assert runs() == first
+    train.write_text(train.read_text() + train.read_text().splitlines()[0] + "\n")
+    grown = runs()
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    rows[0]["intent"] = next(row["intent"] for row in rows if row["intent"] != rows[0]["intent"])
+    train.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    relabelled, other = runs(), runs(seed=1)
+    assert len({*first, *grown, *relabelled, *other}) == 8
 
 
 def test_methods_that_need_sources_are_refused_early(lab):

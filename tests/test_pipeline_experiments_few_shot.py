@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import mean
 
+import pyarrow.parquet
 import pytest
 import tiny
 import torch
@@ -87,6 +88,28 @@ def test_one_that_was_cut_off_goes_on_to_the_best_of_every_epoch_setting(made, t
     again = count_epochs(monkeypatch)
     assert scores(few_shot(made, tmp_path, **few)) == lines
     assert not again
+
+
+def test_a_curve_has_more_points_and_leaves_the_scores_alone(made, tmp_path):
+    few = {"fusions": "attention,linear", "epochs": "2,7", "trials": "1"}
+    plain = few_shot(made, tmp_path / "plain", **few)
+    result = few_shot(made, tmp_path / "curve", **few, curve="1")
+    assert scores(result) == scores(plain)
+    heads = [
+        head
+        for table in (tmp_path / "curve").rglob("results.parquet")
+        for head in pyarrow.parquet.read_table(table).to_pylist()
+    ]
+    assert any(head["best_epoch"] not in (2, 7) for head in heads)  # which would have been another score
+    histories = [json.loads(head["history"]) for head in heads]
+    scored = {tuple(line["epoch"] for line in lines if line["dev"] is not None) for lines in histories}
+    assert scored == {(2, 7), (1, 2, 3, 4, 5, 6, 7)}  # of the smaller N, and of the largest
+    charts = [
+        json.loads((tmp_path / out / "figures" / "curve-data-tags.json").read_text())["chart"]
+        for out in ("plain", "curve")
+    ]
+    steps = [{p["step"] for p in next(iter(chart["datasets"].values()))} for chart in charts]
+    assert steps == [{2 * 2, 7 * 2}, {2 * epoch for epoch in range(1, 8)}]  # 8 examples, batches of 4
 
 
 @pytest.fixture
@@ -171,6 +194,7 @@ def test_classes_are_counted_and_sizes_that_are_not_there_are_said(made, tmp_pat
         ({"epochs": "0"}, "--set epochs=0: give numbers"),
         ({"rates": "affine"}, "--set rates=affine: give NAME=RATE"),
         ({"trials": "0"}, "--set trials=0"),
+        ({"curve": "-1"}, "--set curve=-1: give a number of epochs, or 0"),
         ({"n": "0"}, "--set n=0: give 1 or more"),
         ({"depth": "9"}, "depth 9: the encoder of"),
     ],

@@ -130,7 +130,9 @@ def test_languages_are_grouped_and_compared_with_the_base(made, tmp_path):
     assert lines["bb", "linear"]["dev"] == pytest.approx(
         alone(open_bank(str(made[0] / "banks" / "bb-words")), "linear")
     )
-    assert len(result["notes"]) == 2
+    high, low = result["notes"]
+    assert high.startswith("intent, high (2 languages): linear is ")
+    assert low.startswith("intent, low (1 language): linear is ")
 
 
 def test_the_fusion_table_has_shares_of_the_encoder_and_means_over_languages(made, tmp_path):

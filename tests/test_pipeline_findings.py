@@ -130,3 +130,14 @@ def test_files_of_older_findings_are_removed(tmp_path):
         "others.json", "others.csv", "others.tex", "mine.csv",
     }  # fmt: skip
     assert not list((tmp_path / "figures").iterdir())
+
+
+def test_a_logarithmic_axis_upwards_reaches_as_far_as_its_values():
+    rows = [{"heads": 1, "minutes": 0.6}, {"heads": 30, "minutes": 800.0}]
+    chart = figures.lines(rows, x="heads", y="minutes", x_title="", y_title="", log_x=True, log_y=True)
+    up = chart["layer"][0]["encoding"]["y"]
+    low, high = up["scale"]["domain"]
+    assert 0.1 < low < 0.6
+    assert 800 < high < 2000
+    assert up["axis"]["values"] == [1, 10, 100, 1000]
+    assert up["axis"]["format"] == "~g"  # not 500m for a half

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
+import disks
 import pytest
 import tiny
 
@@ -64,6 +67,9 @@ def test_banks_and_runs_are_found(place):
     assert found["runs"][0]["store"] == str(place / "banks" / "a")
     assert found["runs"][0]["fusion"] == "attention"
     assert all(bank["complete"] for bank in found["banks"])
+    assert [b["fingerprint"] for b in found["banks"]] == [
+        open_bank(b["store"]).fingerprint for b in found["banks"]
+    ]
     json.dumps(found, allow_nan=False)
 
 
@@ -95,6 +101,27 @@ def test_no_folder_there(tmp_path):
     for name in ("none", "file"):
         with pytest.raises(PipelineError, match="name one that holds banks or runs"):
             inventory(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_folder_that_may_not_be_looked_into_holds_nothing(place, mode):
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are the super-user's alone
+        shutil.copytree(place / "runs", Path(name) / "runs")
+        (Path(name) / "locked" / "below").mkdir(parents=True)
+        Path(name).chmod(0o755)
+        (Path(name) / "locked").chmod(mode)
+        with disks.no_super_user():
+            found = inventory(name)
+        (Path(name) / "locked").chmod(0o755)
+    assert [run["run"] for run in found["runs"]] == [f"{name}/runs/r"]
+    assert found["banks"] == []
+
+
+def test_runs_in_the_making_are_not_listed(place, tmp_path):
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    for name in ("r.partial-12", "r.aside-12"):
+        shutil.copytree(place / "runs" / "r", tmp_path / "runs" / name)
+    assert [run["run"] for run in inventory(str(tmp_path))["runs"]] == [str(tmp_path / "runs" / "r")]
 
 
 def test_circle_of_links_ends(tmp_path):

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+import disks
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,9 @@ from typer.testing import CliRunner
 
 import cli
 from cache import CacheError, Kind, open_bank
+from cache.place import place
 from cache.removal import remove
+from cache.verify import verify
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
@@ -26,6 +29,7 @@ from pipeline.grid import Grid
 from pipeline.job import Schedule
 from pipeline.label import label
 from pipeline.masking import chunked, masked
+from pipeline.output_layer import read_output_layer
 from pipeline.predict import Predictor, open_predictor
 from pipeline.results import load_run
 from pipeline.run import train_run
@@ -211,6 +215,33 @@ def test_a_smaller_bank_has_the_output_layer_and_can_be_removed(bert_bank, tmp_p
     assert scores[0] == scores[1]
     remove(small)
     assert not (tmp_path / "small").exists()
+
+
+def test_a_full_disk_under_the_output_layer_is_one_line_and_half_a_file_is_not_left(bert_bank, tmp_path):
+    layer = read_output_layer(open_bank(bert_bank).recipe.encoder)
+    (tmp_path / "bank").mkdir()
+    with (
+        disks.small_files(1024),
+        pytest.raises(CacheError, match=r"cannot write .*output_layer.safetensors"),
+    ):
+        layer.save(place(str(tmp_path / "bank")))
+    assert list((tmp_path / "bank").iterdir()) == []
+
+
+def test_damage_to_the_output_layer_is_found(bert_bank, tmp_path):
+    small = tmp_path / "small"
+    convert(open_bank(bert_bank), str(small), layers=[2])
+    layer = small / "output_layer.safetensors"
+    whole = layer.read_bytes()
+    assert verify(open_bank(str(small))).ok
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    for content in (bytes(changed), whole[:-4], whole[:100], b"", None):
+        layer.unlink() if content is None else layer.write_bytes(content)
+        (line,) = verify(open_bank(str(small))).bad
+        said = "is not there" if content is None else "is damaged ("
+        assert line.startswith(f"{layer} {said}")
+        assert line.endswith("run the same 'layerbank extract' again")
 
 
 def test_masked_heads_are_swept(bert_bank, tmp_path):

@@ -7,11 +7,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from encoders import SENTENCES, tiny_encoder
+from encoders import SENTENCES, tiny_encoder, tiny_masked_lm
 
 from cache import open_bank
 from cache.size import STATE_BYTES
 from pipeline import calibrate, plan
+from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -68,6 +69,51 @@ def test_bytes_are_those_of_the_bank(tmp_path, data, n_tokens, keep, dtype, laye
     assert said.tokens == n_tokens
     assert set(said.bytes) == set(KEEPS)
     assert all(set(kinds) == set(STATE_BYTES) for kinds in said.bytes.values())
+
+
+def test_masked_text_is_planned_as_it_is_extracted(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for split, n in (("train", 40), ("dev", 9)):
+        texts = np.random.default_rng(n).choice(SENTENCES, 10 * n)
+        lines = (json.dumps({"text": text}) + "\n" for text in texts.tolist())
+        (tmp_path / f"data/{split}.jsonl").write_text("".join(lines), "utf-8")
+    corpus, bert = load_corpus(str(tmp_path / "data")), Encoder(tiny_masked_lm("bert"), device="cpu")
+    monkeypatch.setattr(plan, "_MEASURE_S", 0.0)
+    how = {"keep": "masked", "maskings": 2, "max_length": 20}
+    said = estimate(corpus, bert, **how)
+    made = extract(corpus, bert, str(tmp_path / "b"), **how)
+    assert said.bytes["masked"]["float16"] == pytest.approx(made.bytes, rel=0.02)
+    assert (said.kept_tokens, said.examples) == ({"masked": made.tokens}, made.examples)
+    assert said.tokens == 2 * estimate(corpus, bert, **{**how, "maskings": 1}).tokens
+    part = estimate(corpus, bert, sample=320, **how)
+    assert 0 < part.tokens_error < 0.2 * said.tokens
+    assert 0 < abs(part.tokens - said.tokens) < 2 * part.tokens_error
+    with_free(monkeypatch, round(said.bytes["masked"]["int8"] * 1.1))
+    assert estimate(corpus, bert, **how).recommended["dtype"] == "int8"
+    with pytest.raises(PipelineError, match="--keep masked --dtype int8 takes"):
+        extract(corpus, bert, str(tmp_path / "other"), **how)
+    with pytest.raises(PipelineError, match="only --keep masked has any, asked was --keep all"):
+        estimate(corpus, bert, maskings=2)
+
+
+def test_a_conversion_that_cannot_fit_does_not_start(tmp_path, data, monkeypatch):
+    made = extract(data, encoder(), str(tmp_path / "b"), dtype="float32")
+    with_free(monkeypatch, made.bytes // 2)
+    with pytest.raises(
+        PipelineError, match=r"the bank takes .* --keep all --dtype float16 takes .* --force"
+    ):
+        convert(open_bank(made.store), str(tmp_path / "c"), layers=[0, 1])
+    assert not (tmp_path / "c").exists()
+    assert convert(open_bank(made.store), str(tmp_path / "c"), dtype="int8").bytes < made.bytes // 2
+    assert convert(open_bank(made.store), str(tmp_path / "d"), layers=[0, 1], force=True).blocks_written
+
+
+def test_a_bank_that_is_there_under_another_name_is_named(tmp_path, data):
+    said, one, two = [], str(tmp_path / "one"), str(tmp_path / "two")
+    made = [(one, {}), (two, {}), (one, {}), (f"{one}-zstd", {"codec": "zstd"}), (f"{one}-1", {"seed": 1})]
+    for store, how in made:
+        extract(data, encoder(), store, keep="first", note=said.append, **how)
+    assert said == [f"note: {one} holds the very same states; they are made once more for {two}"]
 
 
 def test_a_sample_is_near_and_says_how_near(data):

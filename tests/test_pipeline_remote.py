@@ -10,11 +10,21 @@ import pytest
 import s3
 import tiny
 from banks import files_of
+from encoders import SENTENCES, tiny_masked_lm
 from typer.testing import CliRunner
 
 import cli
-from cache import remote
+from cache import open_bank, remote
+from cache.layout import OUTPUT_LAYER
+from cache.place import place
+from cache.verify import verify
+from pipeline.convert import convert
+from pipeline.corpus import load_corpus
+from pipeline.encoder import Encoder
+from pipeline.extract import extract
 from pipeline.inventory import inventory
+from pipeline.job import Schedule
+from pipeline.run import train_run
 
 COLUMNS = ["tokens", "tags", "intent", "score"]
 SPLITS = {"train": 60, "dev": 12, "test": 8}
@@ -99,6 +109,35 @@ def test_all_commands_on_a_store_that_fails_now_and_then(server, proxy, made, tm
     assert files_of(server.bucket / "commands/bank") == files_of(tmp_path / "bank")
     assert [bank["store"] for bank in inventory(f"s3://{s3.BUCKET}/commands")["banks"]] == [url]
     assert proxy.count(*kinds) > 10
+
+
+def test_masked_text_is_kept_converted_trained_on_and_removed_there(server, proxy, tmp_path):
+    """The encoder's output layer, which is no chunk, goes where the bank goes."""
+    draw, url = random.Random(5), f"s3://{s3.BUCKET}/masked"
+    proxy.fault = lambda *_: draw.choice(["503", "cut", "late", "half"]) if draw.random() < 0.1 else None
+    (tmp_path / "data").mkdir()
+    for split, texts in (("train", SENTENCES * 3), ("dev", SENTENCES)):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(lines, "utf-8")
+    corpus, encoder = load_corpus(str(tmp_path / "data")), Encoder(tiny_masked_lm("bert"), device="cpu")
+    dev = {}
+    for kind, where in (("local", str(tmp_path / "banks")), ("remote", url)):
+        extract(corpus, encoder, f"{where}/bank", keep="masked", max_length=20)
+        convert(open_bank(f"{where}/bank"), f"{where}/small", layers=[2])
+        for name in ("bank", "small"):
+            out = str(tmp_path / kind / name)
+            options = {"fusion": "last_layer", "schedule": Schedule(epochs=1)}
+            dev[where, name] = train_run(f"{where}/{name}", target="token", out=out, **options)["dev"]
+    assert len(set(dev.values())) == 1
+    files = files_of(tmp_path / "banks")
+    assert files_of(server.bucket / "masked") == files
+    assert sum(name.endswith(OUTPUT_LAYER) for name in files) == 2
+    place(f"{url}/small").remove(OUTPUT_LAYER)
+    assert "output_layer.safetensors is not there" in verify(open_bank(f"{url}/small")).bad[0]
+    assert "give --yes" in run("remove", f"{url}/bank", code=1)
+    run("remove", f"{url}/bank", "--yes")
+    assert [bank["store"] for bank in inventory(url)["banks"]] == [f"{url}/small"]
+    assert not (server.bucket / "masked/bank").exists()
 
 
 def test_an_outage_in_the_middle_is_waited_for(server, proxy, made, tmp_path, monkeypatch):

@@ -16,17 +16,20 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is o
 EVIL = "</script><script>alert(1)</script>"
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """A page of one section: the sentence's heat map, points, and a table with commands."""
-    cells = [{"word": word, "layer": k, "weight": k / 7} for word in ("wake", EVIL, "up") for k in range(3)]
-    rows = [
+def heads(n_seeds):
+    """Rows of heads, six a seed."""
+    return [
         {"fusion": fusion, "setting": f"layer={k}", "lr": lr, "seed": seed,
          "dev": 40.0 + 7 * k - 100 * lr + seed, "parameters": 1000 * (k + 1),
          "command": f"layerbank train bank --fusion {fusion}", "versions": "torch 2"}
         for k, fusion in enumerate(("single_layer", "attention", "linear"))
-        for lr in (0.01, 0.001) for seed in (0, 1)
+        for lr in (0.01, 0.001) for seed in range(n_seeds)
     ]  # fmt: skip
+
+
+def section(rows):
+    """One section: the sentence's heat map, points, and a table with commands."""
+    cells = [{"word": word, "layer": k, "weight": k / 7} for word in ("wake", EVIL, "up") for k in range(3)]
     titles = {"fusion": "fusion", "setting": "setting", "lr": "learning rate", "seed": "seed",
               "dev": "dev accuracy, %", "parameters": "trained parameters of decoder and fusion",
               "command": "to reproduce", "versions": "versions"}  # fmt: skip
@@ -38,7 +41,7 @@ def page(tmp_path_factory):
     points = figures.points(
         rows, x="parameters", y="dev", series="fusion", x_title="parameters", y_title="dev", log_x=True
     )
-    section = Section(
+    return Section(
         title="Runs", kind="runs", facts={"folder": "a/very/long/name/" * 12}, command="layerbank " * 30,
         tables=(Table(name="heads", title="Heads", columns=columns, rows=tuple(rows)),),
         figures=(
@@ -46,8 +49,13 @@ def page(tmp_path_factory):
             Figure(name="cost", title="Cost", about="A point a head.", chart=points),
         ),
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page of a few heads."""
     out = tmp_path_factory.mktemp("page") / "report.html"
-    out.write_text(render([section]), encoding="utf-8")
+    out.write_text(render([section(heads(2))]), encoding="utf-8")
     return out
 
 
@@ -227,6 +235,16 @@ def test_a_command_is_copied(shown):
     shown.execute_script("arguments[0].click()", button)
     copied = wait(lambda: shown.execute_script("return window.copied"), "copy")
     assert copied.startswith("layerbank train ")
+
+
+def test_a_page_of_thousands_of_heads_is_below_5_mb_and_drawn(session, page):
+    large = page.with_name("large.html")
+    rows = heads(500)
+    large.write_text(render([section(rows)]), encoding="utf-8")
+    assert page.stat().st_size < large.stat().st_size < 5e6
+    look(session, large, width=1200)
+    assert 0 < len(column(session, "heads", "dev")[1]) < len(rows)  # the best ones; the file has all
+    assert set(requested(session)) == {large.as_uri()}
 
 
 def test_landmarks_and_headings(shown):

@@ -77,6 +77,13 @@ def test_a_folder_of_runs_is_all_of_them_by_name_and_each_counts_once(runs):
     assert torch.equal(head.fusion.sources[0], queries(runs, sorted(SEEDS)))
 
 
+@pytest.mark.parametrize("name", ["first.partial-12", "first.aside-12"])
+def test_a_folder_with_a_run_that_was_cut_off_is_the_whole_ones(copies, name):
+    shutil.copytree(copies / "first", copies / name)
+    (copies / name / "result.json").unlink()
+    assert [run.name for run in list_runs(str(copies), fusion="attention")] == sorted(SEEDS)
+
+
 def test_training_leaves_the_queries_bit_for_bit_and_moves_the_rest(runs):
     job = mix(str(runs), size=4)
     start = build_head(job.spec, seed=5)

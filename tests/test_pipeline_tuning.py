@@ -1,18 +1,23 @@
 """The house of early fusion: batches, loss, loop, resuming, run folders."""
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import disks
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny
 import torch
 import tuning
 from encoders import tiny_encoder
 
 from pipeline.errors import PipelineError
+from pipeline.folders import clear_partials
 from pipeline.predict import read_inputs
+from pipeline.tuning import folder as tuned
 from pipeline.tuning import use
 from pipeline.tuning.examples import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
@@ -158,9 +163,47 @@ def test_unfinished_run_of_other_choices_is_refused(folder):
         tuning.run(folder, "fine_tune", out="other", plan={"seed": 5})
 
 
+@pytest.mark.parametrize("what", ["rows of the data", "weights of the encoder"])
+def test_unfinished_run_of_files_that_have_changed_is_refused(tmp_path, what):
+    def stop(epoch, lines):
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        tuning.run(tmp_path, "bitfit", progress=stop)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/*") if ".partial" not in str(path)}
+    if what == "rows of the data":
+        lines = (tmp_path / "data" / "dev.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "data" / "dev.jsonl").write_text("".join(lines[1:]))
+    else:
+        tiny.encoder(tmp_path / "encoder", seed=1)
+    with pytest.raises(PipelineError, match=f"the {what} changed since the unfinished run in .* began"):
+        tuning.run(tmp_path, "bitfit")
+    for path, content in before.items():
+        path.write_bytes(content)
+    assert tuning.run(tmp_path, "bitfit")["epochs"] == 2
+
+
 def test_loss_that_is_not_finite_is_one_line(folder):
     with pytest.raises(PipelineError, match=r"loss became NaN or infinite at step \d+: lower --lr"):
         tuning.run(folder, "fine_tune", out="nan", plan={"lr": 1e30, "head_lr": 1e30})
+
+
+def test_of_several_tasks_a_lower_error_is_the_better_epoch(folder, monkeypatch):
+    errors, shares = iter([9.0, 1.0]), iter([51.0, 50.0])  # the mean alone would take the first epoch
+
+    def reported(tuned, examples):
+        if examples.target.kind == "float":
+            return {"mse": next(errors)}
+        return {"accuracy": next(shares)}
+
+    monkeypatch.setattr("pipeline.tuning.loop.report", reported)
+    first = tuning.asked(folder, "bitfit").tasks[0]
+    result = tuning.run(
+        folder, "bitfit", "score", out="signs", task={"metric": "mse"},
+        further=[replace(first, metric="accuracy")],
+    )  # fmt: skip
+    assert result["best_epoch"] == 2
+    assert result["dev"] == (50.0 - 1.0) / 2
 
 
 def test_taken_folder_is_refused_and_may_be_replaced(folder):
@@ -170,6 +213,48 @@ def test_taken_folder_is_refused_and_may_be_replaced(folder):
     tuning.run(folder, "bitfit", out="taken", plan={"epochs": 1}, overwrite=True)
     with pytest.raises(PipelineError, match="not empty, name another one"):
         tuning.run(folder, "bitfit", out="data", overwrite=True)
+
+
+def test_a_run_is_replaced_only_by_a_whole_one(tmp_path, monkeypatch):
+    def save(number):
+        out = str(tmp_path / "run")
+        weights = {"a": torch.zeros(1)}
+        tuned.save(out, {"number": number}, weights=weights, lines=[], result={}, further={})
+
+    rename = Path.rename
+
+    def die(self, target):
+        if ".partial-" in self.name:
+            raise KilledError
+        return rename(self, target)
+
+    save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with pytest.raises(KilledError):
+            save(2)
+    clear_partials(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["number"] == 1
+    save(3)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["number"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_disk_that_refuses_is_one_line_and_costs_at_most_an_epoch(folder, epoch):
+    out = f"full-{epoch}"
+    tuning.asked(folder, "bitfit")  # makes the encoder, while there is room
+    with ExitStack() as disk:
+
+        def fill(done, lines):
+            if done == epoch:
+                disk.enter_context(disks.small_files(8192))
+
+        with pytest.raises(PipelineError, match=rf"{out}.* cannot be written: .*File too large"):
+            tuning.run(folder, "bitfit", out=out, progress=fill)
+    assert [p.name for p in folder.glob(f"{out}*")] == [f"{out}.partial"]
+    assert [p.name for p in (folder / f"{out}.partial").glob("epoch-*")] == [f"epoch-0000{epoch}"]
+    assert tuning.run(folder, "bitfit", out=out)["epochs"] == 2
 
 
 def test_mixed_precision_and_checkpointing_train(folder):

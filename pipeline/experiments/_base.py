@@ -11,14 +11,18 @@ from typing import Any, ClassVar
 
 import torch
 
+from cache import EncoderRecord, open_bank
+from cache.bank import is_bank
 from cache.layout import Keep
 from pipeline import parts
 from pipeline.batches import memory_budget
-from pipeline.checkpoint import load_model
-from pipeline.corpus import load_corpus
+from pipeline.checkpoint import load_model, weights_sha256
+from pipeline.corpus import Corpus, load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
 from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
+from pipeline.experiments._content import bank_content, data_content
+from pipeline.experiments._reading import Reading
 from pipeline.extract import Extraction, extract
 from pipeline.findings import Findings, save
 from pipeline.grid import Grid
@@ -33,7 +37,7 @@ from pipeline.tuning.run import Asked, TaskAsked, make_plan, plain_task, tune_ru
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """A data set with the targets asked for on it."""
+    """A data set, or a bank that was made of one, with the targets asked for on it."""
 
     path: str
     targets: tuple[str, ...]
@@ -43,9 +47,14 @@ class Data:
         """A short name for tables and folders: that of its folder or task."""
         return Path(self.path.rstrip("/")).name.replace(":", "-").replace("@", "-")
 
+    @cached_property
+    def is_bank(self) -> bool:
+        """Whether its states are there already, in a bank of the user's."""
+        return is_bank(self.path)
+
     @classmethod
     def parse(cls, text: str) -> "Data":
-        """From ``DATA::TARGET`` or ``DATA::TARGET,TARGET``.
+        """From ``DATA::TARGET`` or ``DATA::TARGET,TARGET``; DATA may be a bank.
 
         Raises:
             PipelineError: there is no target.
@@ -67,42 +76,62 @@ class Lab:
     banks: Path | str  # a folder or a URL, shared by experiments that are given the same
     runs: Path | None = None  # single runs, shared likewise; below `out` by default
     encoder_revision: str | None = None
+    trust_remote_code: bool = False
+    reading: Reading = field(default_factory=Reading)
     device: str = "auto"
     precision: str = "auto"  # of the heads' products
     memory_bytes: int | None = None  # by the device
     note: Callable[[str], None] = field(default=lambda _: None)
     lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
 
-    def bank(self, data: Data, keep: Keep = "words") -> str:
-        """The bank of a data set, extracted where it is not there.
+    def bank(self, data: Data, keep: Keep = "words", **choices: Any) -> str:
+        """The bank of a data set, extracted where it is not there; a bank that was given is taken as it is.
+
+        Args:
+            data: whose bank.
+            keep: which tokens are kept.
+            choices: further arguments of `pipeline.extract.extract`.
 
         Returns:
-            Its folder.
+            Its folder or URL.
 
         Raises:
             PipelineError: the data or the encoder cannot be read.
             CacheError: the bank cannot be written, or is of another making.
         """
-        return self.extract(data, keep).store
+        return data.path if data.is_bank else self.extract(data, keep, **choices).store
 
     def extract(self, data: Data, keep: Keep = "words", **choices: Any) -> Extraction:
-        """What filling the bank of a data set took; raises as `bank`.
-
-        Args:
-            data: what is encoded.
-            keep: which tokens are kept.
-            choices: further arguments of `pipeline.extract.extract`.
-        """
-        store = f"{self.banks}/{data.name}-{keep}"
-        corpus = load_corpus(data.path)
+        """What filling the bank of a data set took; takes and raises what `bank` does."""
+        self.check_text(data)
+        asked = {**self.reading.given, **choices}
+        store = "-".join([f"{self.banks}/{data.name}", keep, *([digest(asked)] if asked else [])])
+        corpus = self._corpus(data)
         encoder = open_encoder(
             self.encoder, revision=self.encoder_revision, precision="auto", store=store,
-            device=self.device, words=corpus.words is not None, trust_remote_code=False,
+            device=self.device, words=corpus.words is not None, trust_remote_code=self.trust_remote_code,
         )  # fmt: skip
-        made = extract(corpus, encoder, store, keep=keep, **choices)
+        made = extract(corpus, encoder, store, keep=keep, **{**self.reading.stored, **choices})
         if made.blocks_encoded:
             self.note(f"extracted {data.name}: {made.examples} examples in {made.seconds:.1f} s")
         return made
+
+    def check_text(self, *data: Data, instead: str = "") -> None:
+        """Refuses banks where the text itself is needed.
+
+        Args:
+            data: what is to be text.
+            instead: what else the user may do.
+
+        Raises:
+            PipelineError: one is a bank.
+        """
+        for one in data:
+            if one.is_bank:
+                raise PipelineError(
+                    f"{one.path} is a bank, and an extraction or a run through the encoder needs the text: "
+                    f"give the data that it was made of{instead}"
+                )
 
     def plan(self, store: str, schedule: Schedule, **choices: Any) -> Plan:
         """What the stacks of a sweep on a bank share."""
@@ -184,8 +213,19 @@ class Lab:
     @cached_property
     def encoder_parameters(self) -> int:
         """Parameters of the encoder that its states depend on."""
-        model = load_model(self.encoder, self.encoder_revision, trust_remote_code=False)
-        return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("pooler."))
+        named = self._model().named_parameters()
+        return sum(p.numel() for name, p in named if not name.startswith("pooler."))
+
+    @cached_property
+    def encoder_sha256(self) -> str:
+        """Fingerprint of the encoder's weights."""
+        return weights_sha256(self._model())
+
+    def _model(self) -> Any:
+        return load_model(self.encoder, self.encoder_revision, trust_remote_code=self.trust_remote_code)
+
+    def _corpus(self, data: Data) -> Corpus:
+        return load_corpus(data.path, revision=self.reading.revision, **self.reading.columns)
 
     def train(self, name: str, store: str, target: str, *, schedule: Schedule, **choices: Any) -> Path:
         """A head trained alone, as its costs are measured; one that is there is used again.
@@ -204,7 +244,8 @@ class Lab:
             PipelineError: a choice does not fit.
         """
         rates = HeadRates(lr=choices.pop("lr", HeadRates.lr))
-        out = self._run_folder(name, [store, target, asdict(schedule), asdict(rates), choices])
+        content = bank_content(store, target)
+        out = self._run_folder(name, [target, asdict(schedule), asdict(rates), choices, content])
         if not (out / RESULT).is_file():
             self.note(f"{name}: train on {store}")
             train_run(
@@ -238,30 +279,51 @@ class Lab:
         Raises:
             PipelineError: a choice does not fit.
         """
+        self.check_text(*(data for data, _ in tasks))
         maskings = choices.pop("maskings", None)
-        tried = [TaskAsked(data=data.path, target=target, maskings=maskings) for data, target in tasks]
+        max_length = choices.pop("max_length", None) or self.reading.max_length
+        read: dict[str, Any] = {"columns": self.reading.columns, "revision": self.reading.revision}
+        tried = [TaskAsked(data=one.path, target=name, maskings=maskings, **read) for one, name in tasks]
         asked = Asked(
             tasks=tried, method=method, out="", encoder=self.encoder,
-            encoder_revision=self.encoder_revision, **choices,
+            encoder_revision=self.encoder_revision, trust_remote_code=self.trust_remote_code,
+            max_length=max_length, **choices,
         )  # fmt: skip
         made = make_plan(method, **plan)
         # A folder of prompts has a name that tells what is in it; where it lies is no matter.
         of_prompts = asked.prompts and Path(asked.prompts).name
         named = {**asdict(replace(asked, prompts=of_prompts)), "tasks": [plain_task(one) for one in tried]}
-        out = self._run_folder(name, [named, asdict(made)])
+        content = [data_content(self._corpus(data), target) for data, target in tasks]
+        out = self._run_folder(name, [named, asdict(made), content, self.encoder_sha256])
         if not (out / RESULT).is_file():
             self.note(f"{name}: tune by {method}")
             tune_run(replace(asked, out=str(out)), made, device=pick_device(self.device))
         return out
 
     def _run_folder(self, name: str, asked: Any) -> Path:
-        """A folder for one run, of another name wherever anything else is asked for."""
+        """A folder for one run, of another name wherever anything else is asked for or was read."""
         return (self.runs or self.out / "runs") / f"{name}-{digest(asked)}"
 
     @property
     def product_precision(self) -> Precision:
         """The precision of the heads' products on this device."""
         return pick_precision(self.precision, pick_device(self.device))
+
+
+def encoder_of(data: Sequence[Data]) -> EncoderRecord:
+    """The encoder of the first bank among some data.
+
+    Raises:
+        PipelineError: there is no bank among them.
+        CacheError: the bank is not complete.
+    """
+    banks = [one for one in data if one.is_bank]
+    if not banks:
+        raise PipelineError(
+            f"no --encoder, and {data[0].path} is no bank, which would name its own: give a Hub id or a "
+            "directory"
+        )
+    return open_bank(banks[0].path).recipe.encoder
 
 
 def digest(asked: Any) -> str:
@@ -300,6 +362,9 @@ def perform(name: str, options: Mapping[str, Any], lab: Lab) -> dict[str, Any]:
     Raises:
         PipelineError: there is no such experiment or option, or the data do not fit it.
     """
+    if lab.reading.given and all(data.is_bank for data in lab.data):
+        flag = next(iter(lab.reading.given)).replace("_", "-")
+        raise PipelineError(f"--{flag}: all DATA are banks, which stay as they are: leave it out")
     part = parts.load("experiment", name.replace("-", "_"))
     findings = part(**parts.options(part, options)).run(lab)
     return save(replace(findings, notes=(*findings.notes, *lab.lost)), str(lab.out))

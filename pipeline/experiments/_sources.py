@@ -78,6 +78,7 @@ class FromSources(Experiment):
                 f"--set sources={self.sources}: {len(lab.data)} data given, name the source tasks first, "
                 "then the targets, and say how many are sources by --set sources=N"
             )
+        lab.check_text(*lab.data)
         return Bench(
             lab=replace(lab, runs=Path(self.runs)) if self.runs else lab,
             sources=_named(lab.data[: self.sources]),

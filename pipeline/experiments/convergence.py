@@ -13,6 +13,7 @@ from pipeline.experiments._base import Data, Experiment, Lab
 from pipeline.experiments._tables import words
 from pipeline.findings import Column, Figure, Findings, Table
 from pipeline.job import Schedule
+from pipeline.plot import score_name
 from pipeline.records import read_record
 
 
@@ -22,7 +23,8 @@ class Convergence(Experiment):
     Every run is trained alone. Its seconds are those of training; the extraction is not among them.
 
     Args:
-        methods: of early fusion, with commas between; `name+fusion` trains that fusion on top.
+        methods: of early fusion, with commas between; `name+fusion` trains that fusion on top; ``none``
+            for none.
         fusions: late fusions, with commas between.
         epochs: of each head.
         early_epochs: of each run through the encoder.
@@ -45,7 +47,8 @@ class Convergence(Experiment):
         batch_size: int = 32,
         seed: int = 0,
     ) -> None:
-        self.methods, self.fusions = words(methods), words(fusions)
+        self.methods = [] if methods == "none" else words(methods)
+        self.fusions = words(fusions)
         for method in self.methods:
             if method in ("spot", "attempt"):
                 raise PipelineError(
@@ -57,6 +60,8 @@ class Convergence(Experiment):
     def run(self, lab: Lab) -> Findings:
         """Trains every run, then reads what each epoch noted."""
         began = time.perf_counter()
+        if self.methods:
+            lab.check_text(*lab.data, instead=", or --set methods=none")
         rows: list[dict[str, Any]] = []
         drawn: list[Figure] = []
         notes: list[str] = []
@@ -108,7 +113,7 @@ def _figures(runs: Sequence[Path], on: str, metric: str) -> list[Figure]:
         chart = figures.lines(
             [row for row in rows if row[name] is not None],
             x="seconds", y=name, series="run", dashed="kind", log_x=True,
-            x_title="seconds of training", y_title=title,
+            x_title="seconds of training", y_title=score_name(metric) if name == "dev" else title,
         )  # fmt: skip
         about = f"Lines: {title} of each run after each epoch, against its seconds of training."
         found.append(

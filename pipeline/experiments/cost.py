@@ -193,9 +193,9 @@ def break_even(once: float, saved: float) -> int | None:
 
 def _timed_extraction(lab: Lab, data: Data) -> tuple[str, float]:
     """The bank of a data set, and the seconds of the one run that filled it here."""
-    noted = lab.out / "extraction" / f"{data.name}.json"
     # A bank that another experiment filled has no note of its time, so this one fills its own.
     made = replace(lab, banks=lab.out / "banks").extract(data)
+    noted = lab.out / "extraction" / f"{Path(made.store).name}.json"
     if made.blocks_encoded == made.blocks:
         write_whole(noted, f'{{"seconds": {made.seconds}}}\n')
     elif not noted.is_file():

@@ -45,6 +45,8 @@ class FewShot(Experiment):
         batch_size: examples of a step.
         n: new layers of `transformer`; by default as many as have about the parameters of `affine`, L/12.
         depth: layers after which the bank is cut off too, with commas between, or all; at the largest N.
+        curve: at the largest N, score after every so many epochs too, for the curve over steps; the best
+            score stays that of the epoch settings. 0 scores at those alone.
     """
 
     title: ClassVar[str] = "Late fusions from few examples"
@@ -63,13 +65,16 @@ class FewShot(Experiment):
         batch_size: int = 32,
         n: int | None = None,
         depth: str = "",
+        curve: int = 0,
     ) -> None:
-        self.fusions, self.n, self.depth = words(fusions), n, depth
+        self.fusions, self.n, self.depth, self.curve = words(fusions), n, depth, curve
         self.sizes, self.epochs = integers("sizes", sizes), integers("epochs", epochs)
         self.trials, self.lr, self.rates = trials, lr, _rates(rates)
         self.warmup_steps, self.batch_size = warmup_steps, batch_size
         if trials < 1 or not self.fusions:
             raise PipelineError(f"--set trials={trials} fusions={fusions}: give 1 or more of each")
+        if curve < 0:
+            raise PipelineError(f"--set curve={curve}: give a number of epochs, or 0")
         if n is not None and n < 1:
             raise PipelineError(f"--set n={n}: give 1 or more layers")
 
@@ -82,7 +87,7 @@ class FewShot(Experiment):
             store = lab.bank(data, self._keep)
             for name in data.targets:
                 work = _Work(lab=lab, data=data, store=store, target=name, bank=open_bank(store))
-                rows += self._of_target(work, notes)
+                rows += [self._at_settings(row) for row in self._of_target(work, notes)]
         return Findings(
             kind="experiment",
             name="few-shot",
@@ -102,7 +107,7 @@ class FewShot(Experiment):
 
     def _asked(self) -> dict[str, Any]:
         names = ("fusions", "sizes", "epochs", "trials", "lr", "rates", "warmup_steps", "batch_size", "n")
-        return {**{name: getattr(self, name) for name in names}, "depth": self.depth}
+        return {**{name: getattr(self, name) for name in names}, "depth": self.depth, "curve": self.curve}
 
     def _of_target(self, work: "_Work", notes: list[str]) -> list[dict[str, Any]]:
         """The rows of every size and trial; then those of the bank cut off after fewer layers."""
@@ -127,6 +132,27 @@ class FewShot(Experiment):
         ]
         return self._of_draws(work, draws)
 
+    def _dev_epochs(self, draw: "_Draw") -> tuple[int, ...]:
+        """The epochs that are scored: the settings, at the largest N those of the curve too."""
+        n_classes, n_examples = _count(draw.work.bank, draw.work.target)
+        largest = max(size for size in self.sizes if size * n_classes <= n_examples)
+        if not self.curve or draw.depth is not None or draw.size != largest:
+            return tuple(self.epochs)
+        return tuple(sorted({*self.epochs, *range(self.curve, self.epochs[-1], self.curve)}))
+
+    def _at_settings(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the best score of the epoch settings, whatever else was scored for the curve."""
+        settings = [
+            line
+            for line in json.loads(row["history"])
+            if line["epoch"] in self.epochs and line["dev"] is not None
+        ]
+        if not settings:
+            return row
+        sign = 1.0 if metrics.higher_is_better(row["metric"]) else -1.0
+        best = max(settings, key=lambda line: sign * line["dev"])
+        return {**row, "dev": best["dev"], "best_epoch": best["epoch"]}
+
     def _depths(self, bank: Bank) -> list[int]:
         last = bank.recipe.encoder.n_layers - 1
         if self.depth == "all":
@@ -148,7 +174,7 @@ class FewShot(Experiment):
     def _plan(self, draw: "_Draw") -> Plan:
         lab, store = draw.work.lab, draw.work.store
         schedule = Schedule(
-            epochs=self.epochs[-1], dev_epochs=tuple(self.epochs), decay=False,
+            epochs=self.epochs[-1], dev_epochs=self._dev_epochs(draw), decay=False,
             warmup_steps=self.warmup_steps, precision=lab.product_precision,
         )  # fmt: skip
         pieces = (Piece(store=store, n_examples=draw.n_examples, seed=draw.trial),)

@@ -163,7 +163,8 @@ def _figures(lines: Sequence[Row], gains: Sequence[Row], base: str) -> list[Figu
 
 
 def _note(gain: Row, base: str) -> str:
-    where = f"{gain['target']}, {gain['group']} ({gain['languages']} languages)"
+    count = f"{gain['languages']} language{'s' if gain['languages'] > 1 else ''}"
+    where = f"{gain['target']}, {gain['group']} ({count})"
     if gain["gain"] is None:
         return f"{where}: no score of {gain['fusion']} or of {base}"
     way = "above" if gain["gain"] >= 0 else "below"

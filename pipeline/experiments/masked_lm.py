@@ -18,6 +18,7 @@ from pipeline.records import read_record
 
 TARGET = "token"
 UNTOUCHED = "untouched encoder"
+CHUNK_TOKENS = 128
 
 
 class MaskedLM(Experiment):
@@ -30,7 +31,7 @@ class MaskedLM(Experiment):
         fusions: late fusions, with commas between.
         learn: what is trained of the output layer, with commas between: none, transform, all.
         maskings: of each chunk of text.
-        max_length: of a chunk, in tokens.
+        max_length: of a chunk, in tokens; that of ``--max-length`` or 128 if not given.
         epochs: of each head.
         lr: learning rates, with commas between; the best by its mean counts.
         seeds: heads of each setting.
@@ -52,7 +53,7 @@ class MaskedLM(Experiment):
         fusions: str = "last_layer,attention,affine,dwatt",
         learn: str = "none,transform",
         maskings: int = 3,
-        max_length: int = 128,
+        max_length: int | None = None,
         epochs: int = 5,
         lr: str = "1e-3,1e-4",
         seeds: int = 1,
@@ -80,6 +81,8 @@ class MaskedLM(Experiment):
     def run(self, lab: Lab) -> Findings:
         """One bank a text, the untouched encoder, then a sweep."""
         began = time.perf_counter()
+        if self.methods:
+            lab.check_text(*lab.data, instead=", or --set methods=none")
         lines: list[dict[str, Any]] = []
         notes = [
             f"learned from split {self.train!r}, scored on split {self.dev!r}, which picks the epoch too",
@@ -87,14 +90,15 @@ class MaskedLM(Experiment):
         for data in lab.data:
             if data.targets != (TARGET,):
                 raise PipelineError(f"masked-lm predicts tokens: give {data.path}::{TARGET}")
-            made = lab.extract(data, "masked", maskings=self.maskings, max_length=self.max_length)
-            whole = open_target(open_bank(made.store), TARGET, self.train)[1].settings["learn"] == "none"
+            length = self._length(lab)
+            store = lab.bank(data, "masked", maskings=self.maskings, max_length=length)
+            whole = open_target(open_bank(store), TARGET, self.train)[1].settings["learn"] == "none"
             if not whole:
                 notes.append(
                     f"{lab.encoder} has no output layer of its own, its embeddings stand in: there is no "
                     "untouched encoder, and 'learn=none' is left out"
                 )
-            lines += self._lines(lab, data, made.store, whole=whole)
+            lines += self._lines(lab, data, store, whole=whole)
             lines += [self._tuned(lab, data, method) for method in self.methods]
         return Findings(
             kind="experiment",
@@ -109,6 +113,9 @@ class MaskedLM(Experiment):
                 _figure([line for line in lines if line["data"] == data.name]) for data in lab.data
             ),
         )
+
+    def _length(self, lab: Lab) -> int:
+        return self.max_length or lab.reading.max_length or CHUNK_TOKENS
 
     def _lines(self, lab: Lab, data: Data, store: str, *, whole: bool) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -141,7 +148,7 @@ class MaskedLM(Experiment):
             plan=plan,
             maskings=self.maskings,
             options={"learn": learn},
-            max_length=self.max_length,
+            max_length=self._length(lab),
             splits={"train": self.train, "dev": self.dev},
         )
         record = read_record(run)

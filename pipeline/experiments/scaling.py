@@ -83,7 +83,10 @@ class Scaling(FromSources):
 
     def _rows(self, lab: Lab) -> list[dict[str, Any]]:
         backbone = load_backbone(
-            lab.encoder, revision=lab.encoder_revision, words=False, trust_remote_code=False
+            lab.encoder,
+            revision=lab.encoder_revision,
+            words=False,
+            trust_remote_code=lab.trust_remote_code,
         )
         size = sum(p.numel() for p in backbone.model.parameters()) / 1e6
         del backbone

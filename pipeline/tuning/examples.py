@@ -1,5 +1,6 @@
 """The rows of a task as tokens and labels, and batches of them: like lengths together, padding masked."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,6 +78,27 @@ class Examples:
     def sequence_lengths(self, rows: Int[ndarray, " chosen"]) -> Int[ndarray, " sequence"]:
         """Tokens of each sequence of some rows: of the rows, or of their options."""
         return self.tokens.pieces.length[self.tokens.sequences(rows)[0]]
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of all that is learned from or scored: tokens, labels, what grades answers."""
+        tokens, target = self.tokens, self.target
+        digest = hashlib.sha256(
+            repr((target.kind, target.names, self.answers, sorted(target.extra))).encode()
+        )
+        arrays = [
+            tokens.input_ids,
+            tokens.word_id,
+            tokens.kind,
+            tokens.start,
+            tokens.n_words,
+            target.values,
+        ]
+        arrays += [target.extra[name] for name in sorted(target.extra)]
+        arrays += [array for array in (tokens.predicted, tokens.piece) if array is not None]
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @cached_property
     def unit_of_token(self) -> Int[ndarray, " token"]:

@@ -9,8 +9,6 @@
 """
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,11 +21,12 @@ from torch import Tensor
 from cache import EncoderRecord
 from pipeline.attentions import ATTENTIONS
 from pipeline.errors import PipelineError, nearest
+from pipeline.folders import CONFIG, METRICS, RESULT, making, write_tensors
 from pipeline.head import HeadSpec
 from pipeline.results import check_free, finite
 from pipeline.versions import made_by
 
-CONFIG, WEIGHTS, METRICS, RESULT = "config.json", "tuned.safetensors", "metrics.jsonl", "result.json"
+WEIGHTS = "tuned.safetensors"
 PROMPT = "prompt.safetensors"
 FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, PROMPT, ATTENTIONS})
 
@@ -132,23 +131,14 @@ def save(
     Raises:
         PipelineError: the disk refuses.
     """
-    path = Path(out).absolute()
-    draft = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
-        draft.mkdir(parents=True)
+    with making(out) as draft:
         _write_json(draft / CONFIG, {**config, **made_by()})
-        safetensors.torch.save_file(_plain(weights), str(draft / WEIGHTS))
+        write_tensors(draft / WEIGHTS, _plain(weights))
         for name, (tensors, metadata) in further.items():
-            safetensors.torch.save_file(_plain(tensors), str(draft / name), metadata=metadata)
+            write_tensors(draft / name, _plain(tensors), metadata)
         text = "".join(f"{json.dumps(finite(line))}\n" for line in lines)
         (draft / METRICS).write_text(text, encoding="utf-8")
         _write_json(draft / RESULT, finite(result))
-        if path.exists():
-            shutil.rmtree(path)
-        draft.rename(path)
-    except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise PipelineError(f"--out {out} cannot be written: {error}") from error
 
 
 def config_of(run: TunedRun) -> dict[str, Any]:

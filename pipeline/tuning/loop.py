@@ -342,7 +342,7 @@ class _Trainer:
         if len(reports) == 1:
             return reports[0]
         chosen = [scores[metric] for scores, metric in zip(reports, self.job.metrics, strict=True)]
-        found["mean"] = float(np.mean(chosen))
+        found["mean"] = metrics.mean_score(self.job.metrics, chosen)
         for name, scores in zip(self.job.tasks, reports, strict=True):
             found |= {f"{name}.{metric}": value for metric, value in scores.items()}
         return found

@@ -1,5 +1,6 @@
 """One run of early fusion, whole: read data and backbone, train, leave a run folder."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -105,7 +106,7 @@ def tune_run(
     if plan.checkpointing:
         recompute(tuned, asked.method)
     with accelerator.main_process_first():
-        partial = open_partial(asked.out, {**_plain(asked), **asdict(plan)})
+        partial = open_partial(asked.out, {**_plain(asked), **asdict(plan)}, _content(asked, run, job))
     memory.start(accelerator.device)
     record = fit(tuned, job, plan, accelerator, partial, progress)
     result = {**_result(asked, run, job, tuned, record), **_cut(job)}
@@ -390,6 +391,30 @@ def _attentions(tuned: Tuned, job: Job) -> tuple[dict[str, torch.Tensor], dict[s
             weights[torch.from_numpy(rows)] = torch.stack([one.mean(0) for one in of_row])
         tensors[name], columns[name] = weights, json.dumps(attended)
     return tensors, columns
+
+
+def _content(asked: Asked, run: TunedRun, job: Job) -> dict[str, Any]:
+    """Fingerprints of what was read for the choices."""
+    return {
+        "rows of the data": [examples.sha256 for examples in (*job.train, *job.dev)],
+        "weights of the encoder": run.source.encoder.weights_sha256,
+        "words of the tokenizer": run.source.tokenizer_sha256,
+        "runs that this one starts from": [_file_sha256(file) for file in _taken_from(asked)],
+    }
+
+
+def _taken_from(asked: Asked) -> list[Path]:
+    """The files of earlier runs that prompts and options name."""
+    named = [
+        Path(str(value)).expanduser() for value in (asked.prompts or "", *asked.options.values()) if value
+    ]
+    below = [file for place in named if place.is_dir() for file in sorted(place.rglob("*.safetensors"))]
+    return [*(place for place in named if place.is_file()), *below]
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _plain(asked: Asked) -> dict[str, Any]:

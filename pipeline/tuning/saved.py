@@ -12,27 +12,42 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.errors import PipelineError
+from pipeline.folders import write_tensors
 
 ASKED, STATE, RECORD = "asked.json", "state.safetensors", "record.json"
+CONTENT = "content"
 
 
-def open_partial(out: str, asked: Mapping[str, Any]) -> Path:
+def open_partial(out: str, asked: Mapping[str, Any], content: Mapping[str, Any]) -> Path:
     """The folder of an unfinished run, beside the one of the run: a new one, or that of the same run.
 
+    Args:
+        out: folder of the run.
+        asked: its choices, by name.
+        content: fingerprints of what was read for them, by what it is: files change under their names.
+
     Raises:
-        PipelineError: it holds an unfinished run that was asked for otherwise, or the disk refuses.
+        PipelineError: it holds an unfinished run that was asked for otherwise or began with other content,
+            or the disk refuses.
     """
     folder = _folder(out)
-    text = json.dumps(asked, indent=2, sort_keys=True)
+    text = json.dumps({**asked, CONTENT: dict(content)}, indent=2, sort_keys=True)
     try:
         if (folder / ASKED).is_file():
             found = json.loads((folder / ASKED).read_text(encoding="utf-8"))
             now = json.loads(text)
+            had, has = found.pop(CONTENT, {}), now.pop(CONTENT)
             differing = sorted(name for name in {*now, *found} if found.get(name) != now.get(name))
             if differing:
                 raise PipelineError(
                     f"--out {out}: {folder} holds an unfinished run with another {differing[0]}: ask for "
                     "the same to go on with it, or remove it"
+                )
+            changed = sorted(name for name in has if had.get(name) != has[name])
+            if changed:
+                raise PipelineError(
+                    f"--out {out}: the {changed[0]} changed since the unfinished run in {folder} began: "
+                    "remove it to begin anew, or bring back what it began with"
                 )
             return folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +78,7 @@ def write_epoch(folder: Path, epoch: int, tensors: Mapping[str, Tensor], record:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        safetensors.torch.save_file(plain, str(draft / STATE))
+        write_tensors(draft / STATE, plain)
         (draft / RECORD).write_text(json.dumps(record), encoding="utf-8")
         draft.rename(made)
     except OSError as error:

@@ -1,0 +1,150 @@
+"""The command `experiment`: from rows of the user's own, from a bank that is there, and again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+import cli
+from cache import open_bank
+from pipeline import train
+from pipeline.encoder import Encoder
+from pipeline.experiments import _base
+
+SHORT = ["--set", "fusions=last_layer,attention", "--set", "seeds=2", "--set", "epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Texts in a column of another name, and an encoder."""
+    folder = tmp_path_factory.mktemp("cli-experiment")
+    rows = {split: tiny.rows_of_text(split, n) for split, n in (("train", 24), ("dev", 10), ("test", 8))}
+    rows = {split: [{**row, "utterance": row["text"]} for row in some] for split, some in rows.items()}
+    tiny.write_jsonl(folder / "data", rows, ["utterance", "intent", "score"])
+    tiny.encoder(folder / "encoder")
+    return folder
+
+
+def call(name, *args):
+    """Runs an experiment; returns exit code, standard output, standard error."""
+    flags = ["--device", "cpu", "--threads", 1, "--json"]
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in ("experiment", name, *args, *flags)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def succeed(name, *args):
+    code, out, err = call(name, *args)
+    assert code == 0, err
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def scores(result):
+    return next(table["rows"] for table in result["tables"] if table["name"] == "scores")
+
+
+def never(*_, **__):
+    raise AssertionError("this was done before")
+
+
+def test_own_texts_then_again_then_their_bank(folder, tmp_path, monkeypatch):
+    reading = ["--text", "utterance", "--max-length", 5, "--layers", "0,2,3", "--dtype", "float32"]
+    asked = [f"{folder / 'data'}::intent", "--encoder", folder / "encoder", *SHORT, *reading]
+    made = succeed("fusion-table", *asked, "--out", tmp_path / "out")
+    assert made["name"] == "fusion-table"
+    assert [(row["fusion"], row["metric"]) for row in scores(made)] == [
+        ("last_layer", "accuracy"), ("attention", "accuracy"),
+    ]  # fmt: skip
+    assert all(Path(file).is_file() for file in made["files"])
+    [store] = (tmp_path / "out" / "banks").iterdir()
+    recipe = open_bank(str(store)).recipe
+    assert (recipe.columns["text"], recipe.max_length, recipe.dtype) == ("utterance", 5, "float32")
+    assert tuple(recipe.layers) == (0, 2, 3)
+
+    # Whatever is there already is taken: of the same command, and of a bank without its encoder's name.
+    monkeypatch.setattr(Encoder, "encode", never)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", never)
+        again = succeed("fusion-table", *asked, "--out", tmp_path / "out")
+    assert scores(again) == scores(made)
+    of_bank = succeed("fusion-table", f"{store}::intent", *SHORT, "--out", tmp_path / "of-bank")
+    other = {"data": store.name}
+    assert scores(of_bank) == [{**row, **other} for row in scores(made)]
+    assert not (tmp_path / "of-bank" / "banks").exists()
+
+
+def test_another_reading_is_another_bank_and_another_run(folder, tmp_path, monkeypatch):
+    asked = []
+
+    def noted(one, plan, **_):
+        asked.append(one)
+        return {}
+
+    monkeypatch.setattr(_base, "tune_run", noted)
+    data = _base.Data(path=str(folder / "data"), targets=("intent",))
+    labs = [
+        _base.Lab(
+            out=tmp_path, encoder=str(folder / "encoder"), data=(data,), banks=tmp_path, device="cpu",
+            reading=reading,
+        )
+        for reading in (
+            _base.Reading(text="utterance"),
+            _base.Reading(text="utterance", max_length=4),
+            _base.Reading(text="utterance", dtype="int8"),
+        )
+    ]  # fmt: skip
+    stores = [lab.bank(data) for lab in labs]
+    assert len(set(stores)) == 3
+    assert [open_bank(store).recipe.max_length for store in stores] == [32, 4, 32]
+    assert [open_bank(store).recipe.dtype for store in stores] == ["float16", "float16", "int8"]
+    assert labs[0].bank(data) == stores[0]
+    for lab in labs[:2]:
+        lab.tune("run", "bitfit", [(data, "intent")], plan={"epochs": 1})
+    assert [one.tasks[0].columns for one in asked] == [{"text": "utterance"}] * 2
+    assert [one.max_length for one in asked] == [None, 4]
+    assert asked[0].out != asked[1].out
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "said"),
+    [
+        ("cost", [], "is a bank, and an extraction or a run through the encoder needs the text"),
+        ("convergence", [], "give the data that it was made of, or --set methods=none"),
+        ("attempt-table", ["--set", "sources=1"], "is a bank, and an extraction or a run"),
+        ("fusion-table", ["--text", "utterance"], "--text: all DATA are banks, which stay as they are"),
+    ],
+)
+def test_what_a_bank_is_not_enough_for(folder, bank, tmp_path, name, more, said):
+    code, out, err = call(name, f"{bank}::intent", f"{bank}::score", *more, "--out", tmp_path / "out")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert said in err
+
+
+def test_runs_without_the_encoder_converge_on_a_bank(bank, tmp_path):
+    fusions = ["--set", "fusions=last_layer,linear", "--set", "epochs=2", "--set", "methods=none"]
+    made = succeed("convergence", f"{bank}::intent", *fusions, "--out", tmp_path / "out")
+    [runs] = [table["rows"] for table in made["tables"]]
+    assert {row["method"] for row in runs} == {"last_layer", "linear"}
+
+
+def test_data_need_an_encoder(folder, tmp_path):
+    code, _, err = call("fusion-table", f"{folder / 'data'}::intent", "--out", tmp_path / "out")
+    assert code == 1
+    assert "no --encoder, and" in err
+    assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def bank(folder, tmp_path_factory):
+    """A bank of the user's own, made by `extract`."""
+    store = tmp_path_factory.mktemp("bank") / "own"
+    asked = ["extract", folder / "data", "--encoder", folder / "encoder", "--store", store]
+    flags = ["--text", "utterance", "--device", "cpu", "--threads", 1]
+    done = CliRunner().invoke(cli.app, [str(arg) for arg in (*asked, *flags)])
+    assert done.exit_code == 0, done.stderr
+    return store
