@@ -46,6 +46,7 @@ class Estimate:
     bytes: dict[str, dict[str, int]]  # of the bank, for each choice of tokens and data type
     seconds: float
     tokens_per_s: float  # of the forwards that were measured
+    break_even_bytes_per_s: float  # a store that reads slower costs more time than encoding anew
     flops: int  # of the encoder's forwards, padding included
     free_bytes: int | None
     recommended: dict[str, Any] | None
@@ -148,6 +149,7 @@ def estimate(
         bytes=table,
         seconds=total / rate + sum(part.seconds for part in samples.values()),
         tokens_per_s=rate,
+        break_even_bytes_per_s=table[keep][dtype] * rate / max(1, total),
         flops=round(flops * total),
         free_bytes=free,
         recommended=recommend(table, free, keep, dtype),

@@ -169,6 +169,8 @@ def show_plan(result: Mapping[str, Any]) -> None:
             "operations": f"{result['flops'] / 1e12:,.2f} TFLOP",
             "time": f"{result['seconds']:,.0f} s, {result['tokens_per_s']:,.0f} tokens/s in "
             f"{result['precision']}, {result['batch_tokens']:,} tokens a forward",
+            "pays": f"where the store reads {size(result['break_even_bytes_per_s'])}/s or more: below "
+            "that, encoding anew is faster than reading",
             "free": "not known" if free is None else size(free),
         }
     )

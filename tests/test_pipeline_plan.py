@@ -67,6 +67,9 @@ def test_bytes_are_those_of_the_bank(tmp_path, data, n_tokens, keep, dtype, laye
     assert said.examples == made.examples == 560
     assert said.tokens_error == 0
     assert said.tokens == n_tokens
+    # Read at that rate, the bank takes the time of the forwards.
+    forward_s = said.tokens / said.tokens_per_s
+    assert said.bytes[keep][dtype] / said.break_even_bytes_per_s == pytest.approx(forward_s)
     assert set(said.bytes) == set(KEEPS)
     assert all(set(kinds) == set(STATE_BYTES) for kinds in said.bytes.values())
 
