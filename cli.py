@@ -625,6 +625,10 @@ def evaluate(
         raise typer.BadParameter("--data is for runs of tune: name a bank by --store")
     if encoder is not None:
         raise typer.BadParameter("--encoder is for runs of tune: a head on a bank needs none")
+    if trust_remote_code:
+        raise typer.BadParameter(
+            "--trust-remote-code is for runs of tune: a head on a bank needs no encoder"
+        )
     flags.refuse_task(target)
     loaded = load_run(run)
     bank = module.open_bank_of(loaded, store)

@@ -65,10 +65,16 @@ def group_of(split: zarr.Group, name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def drop_others(split: zarr.Group, name: str) -> None:
-    """Removes the arrays of earlier targets of a name."""
+def drop_others(split: zarr.Group, name: str, *, of_before: bool) -> None:
+    """Removes the arrays of earlier targets of a name.
+
+    Args:
+        split: the group of the split.
+        name: of the target.
+        of_before: also where the target has no group, which may be one of a bank from before.
+    """
     keep, where = group_of(split, name), f"{EXTRA}/{name}"
-    if keep is None:
+    if (keep is None and not of_before) or where not in split:
         return
     folder = store.folder_of(split, where)
     if folder is not None:

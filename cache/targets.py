@@ -100,10 +100,15 @@ def check_name(name: str) -> None:
         raise CacheError(f"target {name!r} cannot be stored under that name: rename the column")
 
 
-def write_target(split: zarr.Group, target: Target) -> None:
+def write_target(split: zarr.Group, target: Target, *, keep_extra: bool = False) -> None:
     """Writes a target, in dealt order, over an earlier one of that name.
 
     Its attributes come last: a target that was cut off half-way has none and does not count.
+
+    Args:
+        split: the group of the split.
+        target: what to write.
+        keep_extra: the arrays beside the earlier one are those of this one too, which comes without them.
 
     Raises:
         CacheError: the name cannot name an array, or the disk refused.
@@ -111,10 +116,10 @@ def write_target(split: zarr.Group, target: Target) -> None:
     check_name(target.name)
     try:
         recover(split)
-        if not _is_stored(split, target):
-            _put(split, target)
-        if target.extra:
-            extras.drop_others(split, target.name)
+        if not _is_stored(split, target, keep_extra):
+            _put(split, target, keep_extra)
+        if not keep_extra:
+            extras.drop_others(split, target.name, of_before=not target.extra)
     except OSError as error:
         raise store.disk_error(Path(split.path, TARGETS, target.name), error) from error
 
@@ -126,13 +131,10 @@ def recover(split: zarr.Group) -> None:
         store.settle_switches(folder)
 
 
-def _put(split: zarr.Group, target: Target) -> None:
-    # Labels without arrays of their own, such as lengthened ones, keep those that are there.
-    extra = (
-        extras.write(split, target.name, target.extra)
-        if target.extra
-        else extras.group_of(split, target.name)
-    )
+def _put(split: zarr.Group, target: Target, keep_extra: bool) -> None:
+    extra = extras.group_of(split, target.name) if keep_extra else None
+    if target.extra:
+        extra = extras.write(split, target.name, target.extra)
     held = split.require_group(TARGETS)
     path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
     if path is None or beside is None or not path.exists():
@@ -175,7 +177,7 @@ def lengthen(target: Target, more: int) -> Target:
     return replace(target, values=np.concatenate([target.values, added]))
 
 
-def _is_stored(split: zarr.Group, target: Target) -> bool:
+def _is_stored(split: zarr.Group, target: Target, keep_extra: bool) -> bool:
     """Whether the very same target is there already: writing it again could only lose it."""
     if target.name not in target_names(split):
         return False
@@ -188,7 +190,8 @@ def _is_stored(split: zarr.Group, target: Target) -> bool:
     if not same or found.values.tobytes() != target.values.tobytes():
         return False
     try:
-        return not target.extra or extras.same(extras.read(split, target.name), target.extra)
+        held = extras.read(split, target.name)
+        return keep_extra or (bool(held) == bool(target.extra) and extras.same(held, target.extra))
     except CacheError:
         return False
 

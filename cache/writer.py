@@ -200,7 +200,8 @@ class Writer:
                     continue
                 units = int(n_words.sum()) if found.kind in ("tags", "choice") else len(plan.row)
                 if len(found.values) < units:
-                    targets.write_target(group, targets.lengthen(found, units - len(found.values)))
+                    longer = targets.lengthen(found, units - len(found.values))
+                    targets.write_target(group, longer, keep_extra=True)
                     lengthened.add(target)
         return sorted(lengthened)
 

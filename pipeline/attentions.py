@@ -101,10 +101,16 @@ def read_shares(run: Path) -> list[Shares]:
 def _told_apart(task: str, names: Sequence[str]) -> tuple[str, ...]:
     """Names of sources as they are shown: the task's own prompt, which comes last, and no name twice.
 
+    The tasks of `layerbank tune`, which alone have a prompt of their own, are named ``DATA.TARGET``; of a
+    head on a bank it is the target, and a source may be a run of that name.
+
     >>> _told_apart("x.intent", ["a", "b", "a", "x.intent"])
     ('a (1)', 'b', 'a (2)', 'its own')
+    >>> _told_apart("intent", ["tags", "intent"])
+    ('tags', 'intent')
     """
-    shown = [OWN if k == len(names) - 1 and name == task else name for k, name in enumerate(names)]
+    own = len(names) - 1 if "." in task else -1
+    shown = [OWN if k == own and name == task else name for k, name in enumerate(names)]
     return tuple(
         name if shown.count(name) == 1 else f"{name} ({shown[: k + 1].count(name)})"
         for k, name in enumerate(shown)

@@ -92,7 +92,7 @@ class Feeds:
     _feeds: dict[Key, Feed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Looks once at what is free, before anything is held."""
+        """Looks once at what the device has."""
         self.budget_bytes = memory_budget(self.device, self.memory_bytes)
 
     def open(self, split: Split, head: Head, layers: Sequence[int]) -> Feed:
@@ -131,13 +131,14 @@ def memory_budget(device: torch.device, asked_bytes: int | None = None) -> int:
 
     Args:
         device: where heads compute, and states are held that fit.
-        asked_bytes: what the user said; None for what is usual, on a GPU by what it has free now.
+        asked_bytes: what the user said; None for what is usual, on a GPU by what it has. Not by what is
+            free: a sweep that is run again must be split as it was.
     """
     if asked_bytes is not None:
         return asked_bytes
     if device.type != "cuda":
         return MEMORY_BYTES
-    return int(GPU_FRAC * torch.cuda.mem_get_info(device)[0])
+    return int(GPU_FRAC * torch.cuda.mem_get_info(device)[1])
 
 
 def feed_key(split: Split, head: Head) -> Key:

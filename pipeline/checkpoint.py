@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cache.store import one_line
 from pipeline.errors import PipelineError
 from pipeline.quiet import HUB, quiet
 
@@ -191,8 +192,7 @@ def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
 
 def in_short(error: BaseException) -> str:
     """What an exception says, as one line that is not too long."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return shorten(said, width=_SAID, placeholder=" …").rstrip(".:")
+    return shorten(one_line(error), width=_SAID, placeholder=" …").rstrip(".:")
 
 
 def n_ids(model: Any) -> int:

@@ -13,6 +13,7 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cache.store import one_line
 from pipeline.device import asked_threads, usable_cores
 from pipeline.errors import PipelineError
 from pipeline.versions import versions
@@ -74,8 +75,8 @@ def connect(address: str, *, threads: int | None = None) -> Iterator["Client"]:
             client = distributed.Client(address, timeout=_CONNECT_S, set_as_default=False)
         except (OSError, ValueError, TypeError, NotImplementedError) as error:  # a timeout is an OSError
             raise PipelineError(
-                f"--scheduler {address}: no Dask scheduler answers there ({_said(error)}): start one with "
-                "'dask scheduler', or give local:N for processes on this machine"
+                f"--scheduler {address}: no Dask scheduler answers there ({one_line(error)}): start one "
+                "with 'dask scheduler', or give local:N for processes on this machine"
             ) from error
         exits.enter_context(client)
         try:
@@ -85,10 +86,6 @@ def connect(address: str, *, threads: int | None = None) -> Iterator["Client"]:
                 f"--scheduler {address}: the cluster has no workers: start some, 'dask worker {address}'"
             ) from error
         yield client
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _processes(address: str) -> int:
@@ -176,7 +173,7 @@ def check_versions(client: "Client") -> None:
     ours = versions()
     for worker, theirs in sorted(found.items()):
         if not isinstance(theirs, dict):
-            raise PipelineError(f"worker {worker} cannot tell its versions: {_said(theirs)}")
+            raise PipelineError(f"worker {worker} cannot tell its versions: {one_line(theirs)}")
         for name in _MUST_AGREE:
             version = next(iter(theirs[name]), "source" if name == "layerbank" else "none")
             # A build's own mark (2.13.0+cpu) is no other version.

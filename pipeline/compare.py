@@ -38,7 +38,8 @@ def compare(paths: Sequence[str], target: str | None = None) -> dict[str, Any]:
     found = compare_records(chosen)
     left = {record.path for record in records} - {record.path for record in chosen}
     if left:
-        found["notes"].append(f"{len(left)} runs have not learned {target}: left out")
+        runs = "1 run has" if len(left) == 1 else f"{len(left)} runs have"
+        found["notes"].append(f"{runs} not learned {target}: left out")
     return found
 
 

@@ -277,9 +277,12 @@ def _run_ends(values: Int[ndarray, " entry"]) -> Int[ndarray, " run"]:
 
 def home_of(n_bytes: int, device: torch.device) -> torch.device:
     """Where states are held for a device: on it, or on the host if half of what it has free is less."""
-    if device.type == "cuda" and n_bytes > torch.cuda.mem_get_info(device)[0] // 2:
-        return torch.device("cpu")
-    return device
+    if device.type != "cuda":
+        return device
+    # Torch keeps what was freed, which the device does not count as free.
+    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    fits = n_bytes <= (torch.cuda.mem_get_info(device)[0] + kept_bytes) // 2
+    return device if fits else torch.device("cpu")
 
 
 def taken_in_pieces(

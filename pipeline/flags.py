@@ -73,7 +73,7 @@ Memory = Annotated[
     str | None,
     typer.Option(
         help="For states and heads, half each, such as 512MiB; more is streamed. 4GiB by default, "
-        "on a GPU most of what it has free."
+        "on a GPU most of what it has."
     ),
 ]
 Scheduler = Annotated[

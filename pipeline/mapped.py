@@ -15,14 +15,20 @@ IN_MEMORY_BYTES = 2**22
 
 
 def in_file(table: pa.Table) -> tuple[pa.Table, mmap.mmap | None]:
-    """A long table in a temporary file, and the map of it; a short one as it is, and None."""
+    """A long table in a temporary file, and the map of it.
+
+    A short one as it is, and None; likewise where the folder of temporary files has no room for it.
+    """
     if table.nbytes <= IN_MEMORY_BYTES:
         return table, None
-    with TemporaryFile() as file:
-        with pa.ipc.new_file(file, table.schema) as written:
-            written.write_table(table)
-        file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with TemporaryFile() as file:
+            with pa.ipc.new_file(file, table.schema) as written:
+                written.write_table(table)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:
+        return table, None
     return pa.ipc.open_file(pa.py_buffer(mapped)).read_all(), mapped
 
 

@@ -25,6 +25,7 @@ from pipeline.device import pick_device
 from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
+from pipeline.fitting import scores_of
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import is_fast
@@ -214,7 +215,8 @@ class Predictor:
     def _predict(self, run: Run, encoded: Encoded) -> list[Any]:
         selection = select(encoded, run.head)
         inputs = _inputs(run, encoded, selection)
-        guess = run.head.decoder.predict(run.head(inputs), inputs.decoded_lengths)[0].cpu().numpy()
+        scores = scores_of(run.head, inputs, run.precision)
+        guess = run.head.decoder.predict(scores, inputs.decoded_lengths)[0].cpu().numpy()
         if run.target.kind == "tags":
             return _tags(run, encoded, selection, guess)
         if run.target.kind == "float":
@@ -241,13 +243,12 @@ def layers_of(run: Run, encoded: Encoded) -> Float[Tensor, "layer token width"]:
 
 
 def _inputs(run: Run, encoded: Encoded, selection: Selection) -> Inputs:
-    """What a head reads."""
+    """What a head reads, in the precision that it was trained in."""
     device = encoded.states.device
     chosen = selection.chosen
+    read = torch.from_numpy(selection.read.position).to(device)
     return Inputs(
-        states=layers_of(run, encoded).index_select(
-            1, torch.from_numpy(selection.read.position).to(device)
-        ),
+        states=layers_of(run, encoded).index_select(1, read).to(getattr(torch, run.precision)),
         lengths=torch.from_numpy(selection.read.count).to(device),
         decoded=None if chosen is None else torch.from_numpy(chosen).to(device),
         decoded_lengths=torch.from_numpy(selection.decoded.count).to(device),

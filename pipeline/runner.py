@@ -64,6 +64,10 @@ class Outcome:
     test: list[dict[str, float]]  # all scores of each head; empty where there is no test split
 
 
+Train = Callable[[Sequence[Stack]], Iterator[Outcome]]
+"""What trains stacks, here or elsewhere."""
+
+
 class Runner:
     """Trains stacks of one bank on this machine.
 
@@ -110,9 +114,14 @@ class Runner:
 
     @cached_property
     def _feeds(self) -> Feeds:
-        return Feeds(
-            memory_bytes=self.plan.memory_bytes, device=self.device, note=lambda text: self.note(text)
-        )
+        # The note itself: what led back to the runner would hold the states until the garbage is collected.
+        return Feeds(memory_bytes=self.plan.memory_bytes, device=self.device, note=self.note)
+
+    def tell(self, note: Note) -> None:
+        """Has another hear what there is to say from now on."""
+        self.note = note
+        if "_feeds" in self.__dict__:
+            self._feeds.note = note
 
     @cached_property
     def bank(self) -> Bank:

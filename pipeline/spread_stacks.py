@@ -20,13 +20,11 @@ from pipeline.device import pick_device, pick_precision
 from pipeline.grid import Stack
 from pipeline.job import Precision
 from pipeline.results import SWEEP
-from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, lots_of
+from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, Train, lots_of
 from pipeline.worker import address, at_work, check_wanted, see_bank
 
 if TYPE_CHECKING:
     from distributed import Client
-
-Train = Callable[[Sequence[Stack]], Iterator[Outcome]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +72,8 @@ def common_precision(
     """
     cluster.check_versions(client)
     found = cluster.on_every_worker(client, partial(_precision, asked, device))
+    if asked != "auto":
+        return asked
     return "bfloat16" if set(found.values()) == {"bfloat16"} else "float32"
 
 
@@ -187,7 +187,7 @@ def train_lot(setting: Setting, lot: Sequence[Stack]) -> Done:
     notes: list[str] = []
     with at_work(setting.threads):
         runner = _runner(setting)
-        runner.note = notes.append
+        runner.tell(notes.append)
         # A device of this machine is none of the one that asks.
         outcomes = [
             replace(outcome, trained=[replace(one, head=one.head.cpu()) for one in outcome.trained])

@@ -6,7 +6,7 @@ where it was.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,10 @@ from pipeline import metrics, search
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid, Stack
 from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
-from pipeline.runner import STACKS, Note, Outcome, Plan, Runner
+from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, Train
 from pipeline.train import Progress
 
 RESULTS = "results.parquet"
-Train = Callable[[Sequence[Stack]], Iterator[Outcome]]
 
 
 def sweep(

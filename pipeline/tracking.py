@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from cache.store import one_line
 from pipeline.errors import PipelineError
 from pipeline.records import read_records
 from pipeline.runner import Outcome
@@ -86,7 +87,7 @@ class _Guarded(Log):
             return act(self._log)
         except Exception as error:  # whatever a tracker, its data base or the network raises
             self._top._lost = True
-            self._note(f"--track: {_said(error)}: this goes on without the tracker")
+            self._note(f"--track: {one_line(error)}: this goes on without the tracker")
             return None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -101,10 +102,6 @@ class _Guarded(Log):
 
     def close(self) -> None:
         self._tell(lambda log: log.close())
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _TensorBoard(Log):
@@ -239,7 +236,7 @@ def _open(tool: Tool, out: Path, *, goes_on: bool) -> Log:
     except ImportError as error:
         raise PipelineError(f"--track {tool} needs the extra: pip install 'layerbank[{tool}]'") from error
     except Exception as error:  # as above
-        raise PipelineError(f"--track {tool}: {_said(error)}: check MLFLOW_TRACKING_URI") from error
+        raise PipelineError(f"--track {tool}: {one_line(error)}: check MLFLOW_TRACKING_URI") from error
 
 
 def epochs(log: Log, shown: Callable[[int, Sequence[Any]], None]) -> Callable[[int, Sequence[Any]], None]:

@@ -80,8 +80,8 @@ def fit_together(
             if epoch in schedule.rungs and epoch != until:
                 [leaving] = worse_half([fitting.record.standings(epoch)])
                 fitting.leave(dict.fromkeys(leaving, epoch))
-        progress(epoch, lines)
         after_epoch()
+        progress(epoch, lines)
 
 
 def train_epoch(fittings: Sequence[Fitting], epoch: int) -> list[float]:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cache import CacheError, Target, Writer, open_bank
 from cache.place import place
-from cache.targets import lengthen, ranges, recover, spans, write_target
+from cache.targets import lengthen, ranges, read_target, recover, spans, write_target
 from cache.verify import verify
 
 N_WORDS = rows(TRAIN).n_words
@@ -229,10 +230,18 @@ def test_killed_at_any_change_labels_and_what_lies_beside_them_belong_together(l
 def test_a_target_that_is_lengthened_keeps_what_lies_beside_it(labelled):
     split = open_bank(str(labelled)).writable_split("train")
     write_target(split, answers(3))
-    write_target(split, lengthen(answers(3), 2))
+    write_target(split, lengthen(read_target(split, "answer"), 2), keep_extra=True)
     found = open_bank(str(labelled)).split("train")
     assert len(found.target("answer").values) == 12
     assert found.target_extra("answer")["text"].tolist() == [3] * 30
+
+
+def test_labels_without_arrays_take_none_of_an_earlier_target(labelled):
+    split = open_bank(str(labelled)).writable_split("train")
+    write_target(split, answers(3))
+    write_target(split, replace(answers(3), extra={}))
+    assert open_bank(str(labelled)).split("train").target_extra("answer") == {}
+    assert not list((labelled / "train/extra/answer").rglob("c"))
 
 
 def test_arrays_that_lie_right_beside_a_target_are_read_and_replaced(labelled):

@@ -1,6 +1,7 @@
 """The command `experiment`: from rows of the user's own, from a bank that is there, and again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,17 @@ def test_runs_without_the_encoder_converge_on_a_bank(bank, tmp_path):
     made = succeed("convergence", f"{bank}::intent", *fusions, "--out", tmp_path / "out")
     [runs] = [table["rows"] for table in made["tables"]]
     assert {row["method"] for row in runs} == {"last_layer", "linear"}
+
+
+def test_banks_of_another_encoder_are_refused(folder, bank, tmp_path):
+    other = tiny.encoder(tmp_path / "other", seed=1)
+    asked = [f"{bank}::intent", *SHORT, "--out", tmp_path / "out"]
+    code, _, err = call("fusion-table", *asked, "--encoder", other)
+    assert code == 1
+    assert f"{bank} is of the encoder {folder / 'encoder'}, the experiment of {other}" in err
+    assert err.count("\n") == 1
+    moved = Path(shutil.copytree(folder / "encoder", tmp_path / "moved"))
+    succeed("fusion-table", *asked, "--encoder", moved)
 
 
 def test_data_need_an_encoder(folder, tmp_path):

@@ -287,9 +287,11 @@ def test_loading_copies_nothing_of_the_bank_into_the_head():
     assert torch.equal(data.feed.states, before)
 
 
-def test_budget_is_what_was_asked_or_what_a_gpu_has_free(monkeypatch):
+def test_budget_is_what_was_asked_or_what_a_gpu_has(monkeypatch):
     gpu, host = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (100 * 2**30, 140 * 2**30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (60 * 2**30, 100 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 50 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10 * 2**30)
     assert batches.memory_budget(gpu) == 80 * 2**30
     assert batches.memory_budget(host) == 4 * 2**30
     assert batches.memory_budget(gpu, 5) == batches.memory_budget(host, 5) == 5

@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from cache import open_bank
-from pipeline import batches, parts
+from pipeline import batches, parts, predict
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
@@ -329,3 +330,16 @@ def test_each_row_is_shown_with_its_labels(place, loaded):
     assert list(first) == ["tokens", "intent"]
     assert second["tokens"] == ["play"]
     assert first["intent"] in tiny.VERBS.values()
+
+
+def test_a_head_predicts_in_the_precision_of_its_training(place, monkeypatch):
+    run = train(place, "short", "tags", schedule=Schedule(epochs=1, precision="bfloat16"))
+    seen, real = [], predict.scores_of
+
+    def scores_of(head, inputs, precision):
+        seen.append((inputs.states.dtype, precision))
+        return real(head, inputs, precision)
+
+    monkeypatch.setattr(predict, "scores_of", scores_of)
+    assert list(open_predictor([run], device="cpu").predict([["open", "the", "door"]]))
+    assert seen == [(torch.bfloat16, "bfloat16")]

@@ -1,6 +1,8 @@
 """Sweeps: every head of the grid, as it trains alone; resumed, split by memory, with failures."""
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,19 @@ def test_every_head_scores_as_it_does_alone(tmp_path):
     assert set(result["best"]) == {"label", "tags"}
     for target, best in result["best"].items():
         assert best["dev"] == max(row["dev"] for row in result["rows"] if row["target"] == target)
+
+
+def test_what_a_sweep_held_is_given_back_with_it():
+    gc.disable()  # which would come round some time
+    try:
+        alone = Runner(Plan(store=tiny.shared().path, schedule=SCHEDULE), note=print)
+        assert alone._feeds.note is print
+        alone.tell(lambda _: None)
+        held = weakref.ref(alone)
+        del alone
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_results_are_a_table_and_the_best_head_of_each_shape_a_run(tmp_path):

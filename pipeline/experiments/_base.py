@@ -83,6 +83,7 @@ class Lab:
     memory_bytes: int | None = None  # by the device
     note: Callable[[str], None] = field(default=lambda _: None)
     lost: list[str] = field(default_factory=list)  # what is to be told of heads that failed
+    _contents: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
 
     def bank(self, data: Data, keep: Keep = "words", **choices: Any) -> str:
         """The bank of a data set, extracted where it is not there; a bank that was given is taken as it is.
@@ -224,6 +225,13 @@ class Lab:
     def _model(self) -> Any:
         return load_model(self.encoder, self.encoder_revision, trust_remote_code=self.trust_remote_code)
 
+    def _content(self, data: Data, target: str) -> str:
+        """Fingerprint of rows and labels; the rows are read once."""
+        key = data.path, target
+        if key not in self._contents:
+            self._contents[key] = data_content(self._corpus(data), target)
+        return self._contents[key]
+
     def _corpus(self, data: Data) -> Corpus:
         return load_corpus(data.path, revision=self.reading.revision, **self.reading.columns)
 
@@ -293,7 +301,7 @@ class Lab:
         # A folder of prompts has a name that tells what is in it; where it lies is no matter.
         of_prompts = asked.prompts and Path(asked.prompts).name
         named = {**asdict(replace(asked, prompts=of_prompts)), "tasks": [plain_task(one) for one in tried]}
-        content = [data_content(self._corpus(data), target) for data, target in tasks]
+        content = [self._content(data, target) for data, target in tasks]
         out = self._run_folder(name, [named, asdict(made), content, self.encoder_sha256])
         if not (out / RESULT).is_file():
             self.note(f"{name}: tune by {method}")
@@ -348,6 +356,24 @@ class Experiment(ABC):
         """
 
 
+def _check_encoder(lab: Lab) -> None:
+    """Refuses banks among the data that are of another encoder than the rest.
+
+    Raises:
+        PipelineError: one is.
+    """
+    made_by = {data.path: open_bank(data.path).recipe.encoder for data in lab.data if data.is_bank}
+    first = next(iter(made_by.values()), None)
+    for path, one in made_by.items():
+        # The encoder itself is read only where it is asked for: a bank may have outlived its files.
+        same = one == first if lab.encoder == one.name else one.weights_sha256 == lab.encoder_sha256
+        if not same:
+            raise PipelineError(
+                f"{path} is of the encoder {one.name}, the experiment of {lab.encoder}: give data of one "
+                "encoder"
+            )
+
+
 def perform(name: str, options: Mapping[str, Any], lab: Lab) -> dict[str, Any]:
     """Runs an experiment and writes its findings.
 
@@ -362,6 +388,7 @@ def perform(name: str, options: Mapping[str, Any], lab: Lab) -> dict[str, Any]:
     Raises:
         PipelineError: there is no such experiment or option, or the data do not fit it.
     """
+    _check_encoder(lab)
     if lab.reading.given and all(data.is_bank for data in lab.data):
         flag = next(iter(lab.reading.given)).replace("_", "-")
         raise PipelineError(f"--{flag}: all DATA are banks, which stay as they are: leave it out")

@@ -22,7 +22,10 @@ def bank_content(store: str, target: str) -> list[object]:
         split = bank.split(name)
         if target in split.target_names():
             found = split.target(target)
-            labels[name] = [list(found.names), hashlib.sha256(found.values.tobytes()).hexdigest()]
+            digest = hashlib.sha256(repr((found.kind, found.names, found.metric, found.settings)).encode())
+            for values in (found.values, *(found.extra[key] for key in sorted(found.extra))):
+                digest.update(values.tobytes())
+            labels[name] = digest.hexdigest()
     return [bank.fingerprint, labels]
 
 

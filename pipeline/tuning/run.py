@@ -405,9 +405,8 @@ def _content(asked: Asked, run: TunedRun, job: Job) -> dict[str, Any]:
 
 def _taken_from(asked: Asked) -> list[Path]:
     """The files of earlier runs that prompts and options name."""
-    named = [
-        Path(str(value)).expanduser() for value in (asked.prompts or "", *asked.options.values()) if value
-    ]
+    sources = str(asked.options.get("sources", "")).split(",")
+    named = [Path(text.strip()).expanduser() for text in (asked.prompts or "", *sources) if text.strip()]
     below = [file for place in named if place.is_dir() for file in sorted(place.rglob("*.safetensors"))]
     return [*(place for place in named if place.is_file()), *below]
 

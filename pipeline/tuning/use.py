@@ -149,7 +149,8 @@ class TunedPredictor:
         if task.kind == "float":
             empty = np.full(n_units, np.nan, np.float32)
         examples = Examples(task=self._number, tokens=tokens, target=replace(target_of(task), values=empty))
-        guess: Any = predictions(self.tuned, examples)
+        with products_in(run.precision, self.tuned.device):
+            guess: Any = predictions(self.tuned, examples)
         if task.kind == "span" and not self.tuned.backbone.text_to_text:
             guess = self._answers(rows, guess)
         bounds = spans(tokens.n_words)
