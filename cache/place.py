@@ -171,7 +171,7 @@ class Folder(Place):
     def tidy(self) -> None:
         """Removes files under temporary names."""
         for leftover in self.path.rglob(f"*{store.PARTIAL}"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Removes the folders, then the root's metadata."""

@@ -1,7 +1,10 @@
 """Ends a test's writer at any change of any file."""
 
+import asyncio
 import os
 import sys
+
+from zarr.core.sync import sync
 
 from cache import CacheError
 
@@ -40,8 +43,15 @@ class Fault:
                 said.append(str(caught))
             return False
         finally:
+            sync(_others())  # what Zarr's threads have begun dies with the rest
             self.folder = None
         return True
+
+
+async def _others():
+    """Waits for all that Zarr's loop still has to do."""
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=10)
 
 
 FAULT = Fault()

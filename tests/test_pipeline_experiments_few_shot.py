@@ -122,7 +122,7 @@ def two_threads():
 
 @pytest.mark.usefixtures("two_threads")
 def test_draws_side_by_side_are_what_they_are_one_by_one(made, tmp_path, monkeypatch):
-    few = {"fusions": "dwatt,attention"}
+    few = {"fusions": "dwatt,attention", "sizes": "4"}
     threads, real = set(), train.train_epoch
 
     def seen(fittings, epoch):
