@@ -97,6 +97,7 @@ def extract(
     batch_tokens: flags.BatchTokens = None,
     precision: flags.ForwardPrecision = "auto",
     force: flags.Force = False,
+    repair: flags.Repair = False,
     seed: Annotated[int, typer.Option(help="Of the order of the examples.", min=0)] = 0,
     scheduler: flags.Scheduler = None,
     trust_remote_code: flags.Trust = False,
@@ -106,27 +107,21 @@ def extract(
 ) -> None:
     """Runs the encoder once over a data set and keeps every layer's token states in a bank."""
     from pipeline import terminal
+    from pipeline.corpus import load_corpus
     from pipeline.device import set_threads
-    from pipeline.extract import extract as run
+    from pipeline.repeat import extract_once
     from pipeline.spread import spread_over
 
     set_threads(threads)
-    corpus, loaded = _open(
-        data,
-        encoder,
-        columns={"text": text, "text_pair": text_pair, "words": words, "options": options},
-        data_revision=revision,
-        revision=encoder_revision,
-        precision=precision,
-        store=store,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    columns = {"text": text, "text_pair": text_pair, "words": words, "options": options}
+    corpus = load_corpus(data, **columns, revision=revision)
+    opening = {"name": encoder, "revision": encoder_revision, "precision": precision, "device": device}
     with spread_over(scheduler, threads) as spread, terminal.extraction_bar() as bar:
-        result = run(
+        result = extract_once(
             corpus,
-            loaded,
+            {**opening, "trust_remote_code": trust_remote_code},
             store,
+            repair=repair,
             keep=keep,
             dtype=dtype,
             layers=flags.numbers(layers),
@@ -211,6 +206,7 @@ def convert(
     keep: Annotated[flags.Keep | None, typer.Option(help="Tokens to keep of those SOURCE has.")] = None,
     codec: Annotated[flags.Codec | None, typer.Option(help="Lossless compression; as in SOURCE.")] = None,
     force: flags.Force = False,
+    repair: flags.Repair = False,
     threads: flags.Threads = None,
     as_json: flags.AsJson = False,
 ) -> None:
@@ -230,6 +226,7 @@ def convert(
             keep=keep,
             codec=codec,
             force=force,
+            repair=repair,
             progress=bar,
         )
     terminal.warn_of_clipping(result.splits)

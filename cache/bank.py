@@ -5,7 +5,7 @@ from typing import Any
 
 import zarr
 
-from cache import store
+from cache import receipt, store
 from cache.errors import BankIncomplete, CacheError, StoreRefused, StoreUnreachable
 from cache.layout import Recipe
 from cache.place import Folder, place
@@ -47,7 +47,9 @@ class Bank:
 
     def writable_split(self, name: str) -> zarr.Group:
         """The Zarr group of a split, to add a target to."""
-        return store.open_root(self.path, "r+")[name]
+        root = store.open_root(self.path, "r+")
+        receipt.withdraw(root)
+        return root[name]
 
     @property
     def n_bytes(self) -> int:

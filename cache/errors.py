@@ -1,5 +1,8 @@
 """What the bank says when it cannot do what was asked. One root, caught once in ``cli.py``."""
 
+REPAIR = "run the same 'layerbank extract' again with --repair"
+"""The cure of damage: it reads every byte, and writes what is damaged anew."""
+
 
 class CacheError(Exception):
     """A foreseen failure: one line that says what was asked, what was found, what to do."""

@@ -34,6 +34,9 @@ GENERATIONS = "generations"
 GROWING = "growing"
 """Root attribute of a bank whose growth has not ended: the group that says what it becomes."""
 
+RECEIPT = "receipt"
+"""Root attribute of a complete bank: what it was asked for with (see `cache.receipt`)."""
+
 TOKEN_ARRAYS = {"input_ids": "int32", "word_id": "int32", "kind": "uint8"}
 """Arrays with one entry a token, chunked by block like the states."""
 

@@ -19,7 +19,7 @@ from numpy import ndarray
 
 from cache import calibration, codecs, extras, store, targets
 from cache.chunks import StoredChunks, cached_chunks
-from cache.errors import CacheError, CorruptChunk, StoreRefused, StoreUnreachable
+from cache.errors import REPAIR, CacheError, CorruptChunk, StoreRefused, StoreUnreachable
 from cache.layout import CLIPPED, FULL_LENGTH, GENERATIONS, SCALE, SHIFT, Recipe
 from cache.place import Place, place
 
@@ -147,7 +147,7 @@ class Split:
             counts = np.asarray(self.group[CLIPPED][:])
         except store.UNREADABLE as error:
             reason = f"{self.name}/{CLIPPED} is damaged ({store.one_line(error)})"
-            raise CacheError(f"{reason}: run the same 'layerbank extract' again") from error
+            raise CacheError(f"{reason}: {REPAIR}") from error
         return float(np.sum(counts)) / max(1, self.n_tokens * self.width * len(self.layers))
 
     def to_float(
@@ -434,8 +434,7 @@ class Split:
             return store.read_whole(self.group[name])
         except store.UNREADABLE as error:
             raise CacheError(
-                f"{self.name}/{name} is damaged ({store.one_line(error)}): run the same "
-                "'layerbank extract' again"
+                f"{self.name}/{name} is damaged ({store.one_line(error)}): {REPAIR}"
             ) from error
 
     def _channels(self, name: str) -> ndarray:

@@ -23,7 +23,7 @@ from numpy import ndarray
 from zarr.core.sync import sync
 
 from cache import remote
-from cache.errors import BankAbsent, BankLocked, CacheError, CorruptChunk
+from cache.errors import REPAIR, BankAbsent, BankLocked, CacheError, CorruptChunk
 
 CRC_BYTES = 4
 PARTIAL = ".partial"
@@ -267,10 +267,7 @@ def checksum_fits(stored: ndarray) -> bool:
 def corrupt(split: str, array: str, block: int, reason: str, layer: int | None = None) -> CorruptChunk:
     """Names a chunk that is not what was written, and the cure."""
     where = f"split {split}, " + (f"layer {layer}, " if layer is not None else f"{array}, ")
-    return CorruptChunk(
-        f"{where}block {block} is damaged ({reason}): run the same 'layerbank extract' again, it repairs "
-        "just that block"
-    )
+    return CorruptChunk(f"{where}block {block} is damaged ({reason}): {REPAIR}, it writes just that block")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from cache import extras, store
 from cache.bank import Bank
 from cache.calibration import Calibration
-from cache.errors import CacheError
+from cache.errors import REPAIR, CacheError
 from cache.fingerprint import bank_fingerprint, dealt_fingerprint, rows_fingerprint
 from cache.layout import (
     CALIBRATION,
@@ -109,10 +109,7 @@ def _output_layer(bank: Bank) -> list[str]:
         if shapes.get("projection.weight") != asked:
             raise ValueError(f"no projection.weight of shape {asked}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return [
-            f"{bank.path}/{OUTPUT_LAYER} is damaged ({store.one_line(error)}): run the same "
-            "'layerbank extract' again"
-        ]
+        return [f"{bank.path}/{OUTPUT_LAYER} is damaged ({store.one_line(error)}): {REPAIR}"]
     return []
 
 
@@ -138,7 +135,7 @@ def _states(split: Split) -> list[str]:
 def _small_arrays(split: Split) -> list[str]:
     bad = []
     if store.member(split.group, STATES) is None:
-        bad.append(f"{split.name}/{STATES}/zarr.json is damaged: run the same 'layerbank extract' again")
+        bad.append(f"{split.name}/{STATES}/zarr.json is damaged: {REPAIR}")
     for name in TOKEN_ARRAYS:
         bad += [str(error) for error in split.damaged_tokens(name)]
     bad += split.damaged_counts()

@@ -15,7 +15,7 @@ import zarr
 from jaxtyping import Int, Shaped
 from numpy import ndarray
 
-from cache import calibration, codecs, growth, skeleton, store, targets
+from cache import calibration, codecs, growth, receipt, skeleton, store, targets
 from cache.calibration import Calibration
 from cache.errors import BankIncomplete, CacheError
 from cache.layout import CLIPPED, GROWING, STATES, TOKEN_ARRAYS, Recipe
@@ -33,6 +33,7 @@ class Writer:
         path: folder or URL of the bank; made when it is not there.
         recipe: what the bank is made with.
         rows: the rows of each split.
+        repair: read every byte of what is there, also where the bank was complete.
         versions: versions of the packages that take part, for the record.
 
     Raises:
@@ -42,11 +43,18 @@ class Writer:
     """
 
     def __init__(
-        self, path: str, recipe: Recipe, rows: Mapping[str, Rows], versions: Mapping[str, str] | None = None
+        self,
+        path: str,
+        recipe: Recipe,
+        rows: Mapping[str, Rows],
+        versions: Mapping[str, str] | None = None,
+        *,
+        repair: bool = False,
     ) -> None:
         self.place: Place = place(path)
         self.path: str = self.place.name
-        self._by_size = False
+        self._repair = repair
+        self._whole: dict[str, int] = {}  # blocks of each split that a complete bank had
         self.recipe = recipe
         self.rows = dict(rows)
         self.plans: dict[str, Plan] = {
@@ -74,9 +82,6 @@ class Writer:
         self._exit.enter_context(self.place.writing())
         try:
             self._root = self._open()
-            # On an object store what a complete bank holds is checked byte by byte, as on a disk. An
-            # unfinished one is resumed without reading it back.
-            self._by_size = self.place.trusted and not self.complete
         except BaseException:
             self._exit.close()
             raise
@@ -121,12 +126,20 @@ class Writer:
     def missing(self, split: str) -> list[int]:
         """Blocks that are absent, cut short or damaged.
 
-        Reads every chunk once; on an object store only those of a bank that was complete, and asks for
-        the sizes of the others.
+        Blocks that were there when the bank was complete are known by the sizes of their files, and so is
+        every block on an object store. On a disk the others are read: a process that was killed, or a
+        machine that lost power, leaves files whose size says nothing. To repair is to read them all.
         """
-        plan = self.plans[split]
-        sizes = self.place.sizes(split) if self._by_size else None
-        bad = [block for block in range(plan.n_blocks) if not self._block_is_whole(split, block, sizes)]
+        n_blocks = self.plans[split].n_blocks
+        by_size = n_blocks if self.place.trusted else self._whole.get(split, 0)
+        if self._repair:
+            by_size = 0
+        sizes = self.place.sizes(split) if by_size else {}
+        bad = [
+            block
+            for block in range(n_blocks)
+            if not self._block_is_whole(split, block, sizes if block < by_size else None)
+        ]
         if bad and self.complete:
             self._update(self._root, {"complete": False})
         return bad
@@ -210,12 +223,16 @@ class Writer:
         reports: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         skipped: Mapping[str, str] | None = None,
+        asked: str | None = None,
+        written: Collection[str] = (),
     ) -> None:
         """Marks every split and then the bank complete.
 
         Args:
             reports: further attributes of each split, such as counts.
             skipped: columns that are no targets, and why.
+            asked: what tells the command and its data, so that the same is known again.
+            written: the columns of labels that the command writes.
 
         Raises:
             BankIncomplete: a block is not there.
@@ -236,6 +253,8 @@ class Writer:
             self._update(self._root, last)
         else:
             self._end_growth({**last, "fingerprint": self._fingerprint})
+        if asked is not None:
+            self._update(self._root, receipt.note(self.place, asked, written))
 
     def _end_growth(self, last: Mapping[str, Any]) -> None:
         """Switches to the grown bank by one write of the root's attributes."""
@@ -260,7 +279,11 @@ class Writer:
             self.place.tidy()
             root = store.open_root(self.path, "r+")
             skeleton.check_same(self.path, root, self.recipe)
+            if root.attrs["complete"]:
+                splits = store.members(root).items()
+                self._whole = {name: int(split.attrs.get("n_blocks", 0)) for name, split in splits}
             grown = growth.settle(self.path, root, self.recipe, self.rows, self.plans)
+            receipt.withdraw(root)  # not before: what is refused changes nothing
             self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
             for name in self.plans:
                 targets.recover(root[name])
@@ -273,7 +296,7 @@ class Writer:
         chunks, plain = self._chunks(split, block), self.recipe.codec == "none"
         if sizes is not None:
             return all(
-                sizes.get(key) == n_bytes + store.CRC_BYTES if plain else key in sizes
+                sizes.get(key) == n_bytes + store.CRC_BYTES if plain else sizes.get(key, 0) > 0
                 for key, n_bytes in chunks.items()
             )
         if not plain:

@@ -26,6 +26,9 @@ _UNUSED = ("pooler.",)
 _SAID = 300
 """Characters of another library's message that are passed on."""
 
+_OTHERS = {".h5", ".msgpack", ".onnx", ".ot", ".md"}
+"""Endings of files that torch loads nothing from."""
+
 _IDLE = re.compile(
     r"_.*|.*drop.*|output_.*|.*initializer.*|.*label.*|.*token_id|.*dtype|.*attn_implementation.*"
     r"|architectures|auto_map|bos|chunk_size_feed_forward|classifier_.*|eos|finetuning_task|gradient_.*"
@@ -193,6 +196,34 @@ def _cannot_load(what: str, name: str, error: BaseException) -> PipelineError:
 def in_short(error: BaseException) -> str:
     """What an exception says, as one line that is not too long."""
     return shorten(one_line(error), width=_SAID, placeholder=" …").rstrip(".:")
+
+
+def files_sha256(name: str, revision: str | None) -> str | None:
+    """Digest of the files that an encoder and its tokenizer are loaded from, without loading them.
+
+    None where they are not on this machine. It may differ where the encoder is the same: it is of all files
+    that may take part.
+    """
+    folder = Path(name) if Path(name).is_dir() else _snapshot(name, revision)
+    if folder is None:
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.suffix not in _OTHERS and not path.name.startswith("."):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder in the Hub's cache that such an encoder was loaded from; the network is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no name of the Hub: whoever loads it says so
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def n_ids(model: Any) -> int:

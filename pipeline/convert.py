@@ -64,6 +64,7 @@ def convert(
     keep: Keep | None = None,
     codec: Codec | None = None,
     force: bool = False,
+    repair: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Conversion:
     """Makes a bank from another one, or goes on making it; what is not asked for stays as it is.
@@ -76,6 +77,7 @@ def convert(
         keep: which tokens are kept: no more than the source has.
         codec: lossless compression.
         force: start even where the disk has no room for the bank.
+        repair: read every byte of what is there, as `pipeline.extract.extract` does.
         progress: called after every block.
 
     Raises:
@@ -96,7 +98,7 @@ def convert(
     rows = {name: part.rows() for name, part in parts.items()}
     if not force:
         check_room(store, recipe, parts, place(source.path).size(OUTPUT_LAYER) or 0)
-    with Writer(store, recipe, rows, versions=versions()) as writer:
+    with Writer(store, recipe, rows, versions=versions(), repair=repair) as writer:
         written = _Conversion(writer, parts, progress).run()
         targets = set()
         for name, part in parts.items():

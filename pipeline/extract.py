@@ -6,13 +6,14 @@ Here is what goes into a bank: rows, recipe, labels. `pipeline.stage` makes its 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
 from numpy import ndarray
 
-from cache import Bank, CacheError, Recipe, Rows, Writer, open_bank
+from cache import Bank, CacheError, Recipe, Rows, Split, Writer, open_bank
 from cache.bank import find_bank, find_twin
 from cache.fingerprint import bank_fingerprint, hash_texts, rows_fingerprint
 from cache.layout import ALIKE, Codec, Keep, block_tokens_for
@@ -29,6 +30,9 @@ from pipeline.room import check_room
 from pipeline.stage import Progress, Stage
 from pipeline.tokens import Tokens, batches_of, tokenize
 from pipeline.versions import versions
+
+_REPORTED = ("examples", "tokens", "blocks", "words_cut", "words_empty", "answers_cut")
+"""What is said of a split, and kept in its attributes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ def extract(
     targets: Sequence[str] | None = None,
     maskings: int = 1,
     force: bool = False,
+    repair: bool = False,
+    asked: str | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
     spread: Callable[[Stage], int] | None = None,
@@ -90,6 +96,9 @@ def extract(
         targets: columns of labels; by default every column that can be one.
         maskings: how often each chunk of text is masked, for ``masked``.
         force: start even where the disk has no room for the bank.
+        repair: read every byte of what is there; by default the blocks of a bank that was complete are
+            known by the sizes of their files.
+        asked: what tells this extraction from others, to be noted on the bank, see `pipeline.repeat`.
         progress: called after every block.
         note: gets what the user is told before the first block.
         spread: how the blocks are made elsewhere, see `pipeline.spread`; in this process by default.
@@ -116,7 +125,7 @@ def extract(
     twin = _twin(store, recipe, rows.hashes)
     if not force:
         check_room(store, recipe, tokens, rows.output_layer.n_bytes if rows.output_layer else 0)
-    with Writer(store, recipe, rows.of_bank(keep), versions=versions()) as writer:
+    with Writer(store, recipe, rows.of_bank(keep), versions=versions(), repair=repair) as writer:
         if twin is not None:
             note(f"note: {twin.path} holds the very same states; they are made once more for {store}")
         kept = {name: split.kept(keep) for name, split in tokens.items()}
@@ -128,28 +137,53 @@ def extract(
         _write_labels(writer, labels)
         unlabelled = writer.lengthen_targets([label.name for label in labels])
         reports = {name: {**_report(writer, name, tokens[name]), **cut.get(name, {})} for name in tokens}
-        writer.finish(reports, skipped=rows.skipped)
-    bank = open_bank(store)
-    if dtype == "int8":
-        reports = {
-            name: {**r, "clipped_frac": bank.split(name).clipped_frac} for name, r in reports.items()
-        }
+        names = [label.name for label in labels]
+        writer.finish(reports, skipped=rows.skipped, asked=asked, written=names)
+    return report(
+        open_bank(store), began, encoded=encoded, targets=names, batch_tokens=batch_tokens,
+        new_rows=writer.new_rows, unlabelled=unlabelled,
+    )  # fmt: skip
+
+
+def report(
+    bank: Bank,
+    began: float,
+    *,
+    targets: list[str],
+    batch_tokens: int | None,
+    encoded: int = 0,
+    new_rows: Mapping[str, int] = MappingProxyType({}),
+    unlabelled: Sequence[str] = (),
+) -> Extraction:
+    """What an extraction did that ended with a bank.
+
+    Args:
+        bank: the bank, complete.
+        began: when it began, by `time.perf_counter`.
+        targets: the columns that it writes as labels.
+        batch_tokens: padded tokens in one forward that were asked for.
+        encoded: blocks that it encoded.
+        new_rows: rows that the bank lacked, of each split.
+        unlabelled: the bank's targets that have no label on them.
+    """
+    opened = {name: bank.split(name) for name in bank.splits}
+    splits = {name: _reported(split) for name, split in opened.items()}
     return Extraction(
-        store=store,
-        splits=reports,
-        examples=sum(r["examples"] for r in reports.values()),
-        tokens=sum(r["tokens"] for r in reports.values()),
+        store=bank.path,
+        splits=splits,
+        examples=sum(facts["examples"] for facts in splits.values()),
+        tokens=sum(facts["tokens"] for facts in splits.values()),
         bytes=bank.n_bytes,
         seconds=time.perf_counter() - began,
-        blocks=sum(plan.n_blocks for plan in writer.plans.values()),
+        blocks=sum(split.n_blocks for split in opened.values()),
         blocks_encoded=encoded,
-        targets=[label.name for label in labels],
-        skipped=rows.skipped,
-        batch_tokens=recipe.batch_tokens,
-        precision=recipe.precision,
-        notes=_notes(recipe, batch_tokens),
-        new_rows=writer.new_rows,
-        unlabelled=unlabelled,
+        targets=targets,
+        skipped=bank.attrs["skipped"],
+        batch_tokens=bank.recipe.batch_tokens,
+        precision=bank.recipe.precision,
+        notes=_notes(bank.recipe, batch_tokens),
+        new_rows=dict(new_rows),
+        unlabelled=list(unlabelled),
     )
 
 
@@ -369,6 +403,13 @@ def _write_labels(writer: Writer, labels: Sequence[Labels]) -> None:
     for label in labels:
         for split in label.values:
             writer.write_target(split, label.target(split))
+
+
+def _reported(split: Split) -> dict[str, Any]:
+    """What the bank keeps of the report of a split."""
+    attrs = split.group.attrs
+    facts = {name: attrs[name] for name in _REPORTED if name in attrs}
+    return facts if split.clipped_frac is None else {**facts, "clipped_frac": split.clipped_frac}
 
 
 def _report(writer: Writer, split: str, tokens: Tokens) -> dict[str, Any]:

@@ -46,6 +46,10 @@ Layers = Annotated[str, typer.Option(help="all, or numbers such as 0,6,12.")]
 StoredAs = Annotated[DType, typer.Option("--dtype", help="How states are stored.")]
 
 Force = Annotated[bool, typer.Option("--force", help="Start even if the disk seems too small.")]
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Read every byte of a bank that is there; make damaged blocks anew."),
+]
 
 # Training.
 

@@ -169,14 +169,23 @@ def check(path, splits, written=("y", "t")):
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
-def test_only_rows_that_came_are_encoded(tmp_path, codec):
+def test_only_rows_that_came_are_encoded(tmp_path, codec, monkeypatch):
     extract(tmp_path / "b", {"train": OLD}, codec=codec)
     old = open_bank(str(tmp_path / "b"))
     n = old.split("train").n_blocks
     before = {name: data for name, data in files_of(tmp_path / "b").items() if "/states/c/" in name}
     mixed = [*NEW, *OLD]
     random.Random(1).shuffle(mixed)
-    encoded = extract(tmp_path / "b", {"train": mixed, "dev": LATER}, codec=codec)
+    with monkeypatch.context() as patch:
+        read, is_whole = [], Writer._block_is_whole
+
+        def noted(self, split, block, sizes):
+            read.extend([(split, block)] if sizes is None else [])
+            return is_whole(self, split, block, sizes)
+
+        patch.setattr(Writer, "_block_is_whole", noted)
+        encoded = extract(tmp_path / "b", {"train": mixed, "dev": LATER}, codec=codec)
+    assert read == encoded, "an old block was read"
     assert encoded[0] == ("train", n), "an old block was encoded again"
     assert ("dev", 0) in encoded
     bank = check(tmp_path / "b", {"train": mixed, "dev": LATER})

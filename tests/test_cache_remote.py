@@ -192,7 +192,7 @@ def test_a_damaged_object_is_found_named_and_alone_written_again(server, proxy, 
     with pytest.raises(CorruptChunk, match="layer 1, block 2"):
         bank.split("train").read_block(2)
     assert [text[:30] for text in verify(bank).bad] == ["split train, layer 1, block 2 "]
-    with Writer(url, RECIPE, splits()) as writer:
+    with Writer(url, RECIPE, splits(), repair=True) as writer:
         assert writer.missing("train") == [2]
         proxy.requests.clear()
         complete(writer)

@@ -1,0 +1,56 @@
+"""The note on a complete bank that says what it was made for: the same command need not look further.
+
+Who may change a bank takes the note away first; who ends an extraction gives a new one.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import zarr
+
+from cache.layout import RECEIPT
+from cache.place import Place
+from cache.store import PARTIAL
+
+
+def note(where: Place, asked: str, targets: Iterable[str]) -> dict[str, Any]:
+    """The root attribute for a bank that has just been completed.
+
+    Args:
+        where: it lies.
+        asked: what tells the command and its data.
+        targets: the columns of labels that the command writes.
+    """
+    return {RECEIPT: {"asked": asked, "files": _files(where), "targets": list(targets)}}
+
+
+def withdraw(root: zarr.Group) -> None:
+    """Takes the note away, before anything is changed."""
+    if RECEIPT in root.attrs:
+        del root.attrs[RECEIPT]
+
+
+def is_for(attrs: Mapping[str, Any], asked: str) -> bool:
+    """Whether a bank with these root attributes was made by the same command from the same data."""
+    return bool(attrs.get("complete") and RECEIPT in attrs and attrs[RECEIPT]["asked"] == asked)
+
+
+def fits(attrs: Mapping[str, Any], where: Place) -> bool:
+    """Whether every file that was there when the note was given is there and as long. None is read."""
+    return bool(attrs[RECEIPT]["files"] == _files(where))
+
+
+def targets(attrs: Mapping[str, Any]) -> list[str]:
+    """The columns of labels that the command wrote."""
+    return list(attrs[RECEIPT]["targets"])
+
+
+def _files(where: Place) -> str:
+    """Digest of the names and sizes of a bank's files; of the root's attributes, which hold it, not."""
+    digest = hashlib.sha256()
+    for key, n_bytes in sorted(where.sizes().items()):
+        passing = key.endswith(PARTIAL) or any(part.startswith(".") for part in key.split("/"))
+        if key != "zarr.json" and not passing:
+            digest.update(f"{key} {n_bytes}\n".encode())
+    return digest.hexdigest()
