@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cache.place import place
 from cache.store import local_path
 from cache.targets import Target, TargetKind
+from cache.tensors import CHECKSUM
 from pipeline import parts
 from pipeline.decoders._base import Decoder
 from pipeline.errors import PipelineError, nearest
@@ -28,6 +29,9 @@ DECODER_FOR: Mapping[str, str] = {
     "token": "masked_lm",
 }
 """The decoder a kind of target gets where none is asked for."""
+
+_START_BYTES = 4096
+"""Room for the header of an output layer's file, which has the checksum of its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +210,7 @@ def _read_weights(path: str) -> dict[str, Tensor]:
     """Reads weights beside a bank."""
     file = local_path(path)
     try:
-        return safetensors.torch.load(_fetched(path) if file is None else file.read_bytes())
+        return safetensors.torch.load(_at_url(path) if file is None else file.read_bytes())
     except (OSError, SafetensorError) as error:
         raise PipelineError(
             f"the encoder's output layer cannot be read from {path} ({error}): extract the bank again, or "
@@ -214,10 +218,18 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         ) from error
 
 
-@lru_cache(maxsize=1)
-def _fetched(url: str) -> bytes:
-    """What is stored at a URL; once for all heads of a stack."""
+def _at_url(url: str) -> bytes:
+    """What is stored at a URL now; fetched once for all heads of a stack."""
     folder, _, name = url.rpartition("/")
+    start = place(folder).read_start(name, _START_BYTES)
+    if CHECKSUM.encode() not in start:  # a file from before it had one
+        return place(folder).read_file(name)
+    return _fetched(folder, name, start)
+
+
+@lru_cache(maxsize=1)
+def _fetched(folder: str, name: str, start: bytes) -> bytes:
+    """A file at a URL. Its start holds its checksum: a bank made anew has another."""
     return place(folder).read_file(name)
 
 

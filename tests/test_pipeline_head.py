@@ -1,9 +1,13 @@
 """A choice of parts is checked before anything is computed; a head is its parts, one after the other."""
 
 import pytest
+import safetensors.torch
 import tiny
 import torch
 
+from cache.place import Objects, place
+from cache.tensors import CHECKSUM, tensors_checksum
+from pipeline import head as module
 from pipeline import parts
 from pipeline.errors import PipelineError
 from pipeline.head import DECODER_FOR, HeadSpec, Inputs, build_head, kind_of, plan_head
@@ -158,3 +162,23 @@ def test_tokens_a_head_needs(asked, reads):
 def test_parameters_are_those_of_one_head():
     head = build_head(plan(layers="linear"), seed=0)
     assert head.n_parameters() == (tiny.WIDTH + tiny.WIDTH * 3 + 3, tiny.WIDTH)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_output_layer_made_anew_at_a_url_is_read_anew(monkeypatch, tmp_path, checked):
+    folder, fetched, read_file = f"memory://{tmp_path.name}", [], Objects.read_file
+
+    def noted(self, key):
+        fetched.append(key)
+        return read_file(self, key)
+
+    monkeypatch.setattr(Objects, "read_file", noted)
+    for value in (1.0, 2.0):
+        weights = {"projection.weight": torch.full((40, 50), value)}
+        checksum = tensors_checksum({name: weight.numpy() for name, weight in weights.items()})
+        stored = safetensors.torch.save(weights, metadata={CHECKSUM: checksum} if checked else None)
+        place(folder).put_file("layer.safetensors", stored)
+        for _ in range(2):
+            read = module._read_weights(f"{folder}/layer.safetensors")
+            assert torch.equal(read["projection.weight"], weights["projection.weight"])
+    assert len(fetched) == (2 if checked else 4)
