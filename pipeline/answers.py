@@ -332,7 +332,7 @@ def _joined(lines: Sequence[bytes]) -> dict[str, ndarray]:
     }
 
 
-def numbered(keys: Sequence[Hashable]) -> dict[str, ndarray]:
+def grouped(keys: Sequence[Hashable]) -> dict[str, ndarray]:
     """The number of each row's group, as a bank keeps it; rows of equal keys are a group."""
     numbers: dict[Hashable, int] = {}
     group = [numbers.setdefault(key, len(numbers)) for key in keys]

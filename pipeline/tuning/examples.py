@@ -17,7 +17,7 @@ from pipeline import metrics
 from pipeline.answers import grader
 from pipeline.head import Head, Inputs
 from pipeline.metrics import Texts
-from pipeline.selection import KINDS
+from pipeline.selection import KINDS_READ
 from pipeline.tokens import Tokens
 from pipeline.tuning.backbone import Backbone
 
@@ -263,7 +263,9 @@ def _chosen(tokens: Tokens, which: str, source: ndarray, lengths: ndarray) -> tu
     if which == "first":
         return bounds[:-1][lengths > 0], np.minimum(lengths, 1)
     some = (
-        tokens.kept("masked")[source] if which == "masked" else np.isin(tokens.kind[source], KINDS[which])
+        tokens.kept("masked")[source]
+        if which == "masked"
+        else np.isin(tokens.kind[source], KINDS_READ[which])
     )
     return np.flatnonzero(some), np.diff(spans(some.astype(np.int64))[bounds])
 

@@ -20,7 +20,7 @@ from pipeline.tuning.examples import Examples
 from pipeline.tuning.folder import TaskSpec
 from pipeline.tuning.verbalizer import spell
 
-KINDS = ("class", "float", "span", "choice")
+SAYABLE_KINDS = ("class", "float", "span", "choice")
 """Kinds of targets that can be said."""
 
 _LEVELS = 25
