@@ -12,18 +12,20 @@ from questions import choice_rows, question_rows, write
 
 from cache import Kind, open_bank
 from pipeline import answers as module
-from pipeline.answers import AnswerTexts, context_offsets, exact_match, f1, normalise
+from pipeline.answers import context_offsets
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate, open_bank_of
 from pipeline.extract import extract
+from pipeline.grading import AnswerTexts, exact_match, f1, normalise
 from pipeline.grid import Grid
 from pipeline.job import Schedule
 from pipeline.label import label
 from pipeline.labels import find_labels, read_labels
-from pipeline.predict import open_predictor, read_inputs
+from pipeline.predict import open_predictor
+from pipeline.raw_inputs import read_inputs
 from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.runner import Plan

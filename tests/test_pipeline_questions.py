@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import open_bank
-from pipeline.answers import OptionTexts, Questions, grouped, packed
+from pipeline.answers import grouped, packed
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
+from pipeline.grading import OptionTexts, Questions
 from pipeline.job import Schedule
 from pipeline.label import label
 from pipeline.labels import find_labels, read_labels

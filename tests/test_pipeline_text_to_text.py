@@ -11,7 +11,7 @@ import tuning
 from encoders import tiny_encoder, tiny_text_to_text
 
 from pipeline.errors import PipelineError
-from pipeline.predict import read_inputs
+from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import use
 from pipeline.tuning.examples import make_batch
 from pipeline.tuning.loop import predictions, report

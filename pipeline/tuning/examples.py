@@ -14,7 +14,7 @@ from torch import Tensor
 from cache import Target
 from cache.targets import ranges, spans
 from pipeline import metrics
-from pipeline.answers import grader
+from pipeline.grading import grader
 from pipeline.head import Head, Inputs
 from pipeline.metrics import Texts
 from pipeline.selection import KINDS_READ
