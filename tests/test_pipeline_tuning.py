@@ -19,7 +19,7 @@ from pipeline.folders import clear_partials
 from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import folder as tuned
 from pipeline.tuning import use
-from pipeline.tuning.examples import deal, in_order, make_batch
+from pipeline.tuning.batches import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
 from pipeline.tuning.run import TaskAsked, make_plan, recompute
 

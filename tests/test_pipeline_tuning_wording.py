@@ -17,7 +17,7 @@ from questions import choice_rows, question_rows, write
 from pipeline.errors import PipelineError
 from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import use
-from pipeline.tuning.examples import make_batch
+from pipeline.tuning.batches import make_batch
 from pipeline.tuning.wording import number_text, step_of
 
 SIZES = {"train": 16, "dev": 8}

@@ -21,8 +21,9 @@ from pipeline.labels import Labels, read_labels
 from pipeline.results import finite
 from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
+from pipeline.tuning.batches import in_order, make_batch
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
-from pipeline.tuning.examples import Examples, in_order, make_batch
+from pipeline.tuning.examples import Examples
 from pipeline.tuning.folder import Source, TaskSpec, TunedRun
 from pipeline.tuning.labelled import LabelledText
 from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_accelerator
