@@ -98,10 +98,13 @@ def in_a_row(
     backward pass too.
     """
     (n_in, n_mid), n_out, n_rows = first.weight.shape[1:], second.weight.shape[2], x.shape[1]
-    if n_rows * n_mid * (n_in + n_out) <= n_in * n_out * (n_mid + n_rows):
+    # Columns of zeros up to the next 16: a product with 13 columns takes twice as long as with 16.
+    narrow = nn.functional.pad(second.weight, (0, -n_out % 16))
+    if n_rows * n_mid * (n_in + n_out) <= n_in * narrow.shape[2] * (n_mid + n_rows):
         return second(first(x))
+    scores = _multiply(x, torch.bmm(first.weight, narrow), None)[..., :n_out]
     bias = second.bias if first.bias is None else second(first.bias)
-    return _multiply(x, torch.bmm(first.weight, second.weight), bias)
+    return scores if bias is None else scores + bias
 
 
 class LayerNorm(nn.Module):

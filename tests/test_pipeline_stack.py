@@ -182,11 +182,11 @@ def flops(call):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("rows", [2, 200])
 def test_two_layers_in_a_row_are_one_after_the_other_and_never_cost_more(rows, count, bias):
-    first = stack(linears(count, 12, 10, bias=bias)).double()
-    second = stack(linears(count, 10, 2)).double()
-    x = torch.randn(1, rows, 12, generator=generator(), dtype=torch.float64)
+    first = stack(linears(count, 90, 60, bias=bias)).double()
+    second = stack(linears(count, 60, 3)).double()
+    x = torch.randn(1, rows, 90, generator=generator(), dtype=torch.float64)
     parameters = [*first.parameters(), *second.parameters()]
     found, expected = in_a_row(x, first, second), second(first(x))
     torch.testing.assert_close(found, expected)
