@@ -39,24 +39,26 @@ class Layout:
             lengths: tokens of each example.
             n_asking: how many tokens of each example ask.
         """
+        device = lengths.device
+        lengths, n_asking = lengths.cpu(), n_asking.cpu()  # a GPU would be waited for at every size
         starts, asking_starts = lengths.cumsum(0) - lengths, n_asking.cumsum(0) - n_asking
         by_length = lengths.argsort(stable=True)
         by_length = by_length[n_asking[by_length] > 0]
         groups, places, n_places = [], lengths.new_empty(int(n_asking.sum())), 0
-        for few in torch.split(by_length, ROWS if lengths.device.type == "cpu" else max(1, len(by_length))):
+        for few in torch.split(by_length, ROWS if device.type == "cpu" else max(1, len(by_length))):
             asking, asks = _in_rows(asking_starts[few], n_asking[few])
             asked, filled = _in_rows(starts[few], lengths[few])
             places[asking[asks]] = n_places + asks.flatten().nonzero().squeeze(1)
             n_places += asks.numel()
-            groups.append(Rows(asking, asked, filled))
-        return cls(groups, places)
+            groups.append(Rows(asking.to(device), asked.to(device), filled.to(device)))
+        return cls(groups, places.to(device))
 
 
 def _in_rows(
     starts: Int[Tensor, " example"], lengths: Int[Tensor, " example"]
 ) -> tuple[Int[Tensor, "example longest"], Bool[Tensor, "example longest"]]:
     """Numbers of the tokens of each example, a row an example, and which places of the rows hold one."""
-    place = torch.arange(int(lengths.max()), device=lengths.device)
+    place = torch.arange(int(lengths.max()))
     filled = place < lengths[:, None]
     return starts[:, None] + torch.where(filled, place, 0), filled
 
@@ -176,9 +178,9 @@ class Transformer(Fusion):
         return self._run(states[-1:], lengths, chosen)
 
     def _run(self, x: Tensor, lengths: Tensor, chosen: Tensor | None) -> Tensor:
-        n_asking = lengths if chosen is None else _counts(chosen, lengths)
-        if not int(n_asking.sum()):
+        if not (x.shape[1] if chosen is None else len(chosen)):
             return x[:, :0]
+        n_asking = lengths if chosen is None else _counts(chosen, lengths)
         *lower, last = self.blocks
         if lower:
             every = Layout.of(lengths, lengths)
