@@ -308,6 +308,7 @@ def train(
     from pipeline.job import HeadRates, Schedule
     from pipeline.multitask_run import BankTarget, train_tasks_run
     from pipeline.run import train_run
+    from pipeline.unfinished import is_begun
 
     tasks = [{"store": store, "target": name} for name in flags.listed(target, "--target", str)]
     tasks += [flags.task(one, "store") for one in task or []]
@@ -316,7 +317,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out, note=terminal.note) as log:
+    with tracking.tracked(track, out, goes_on=is_begun(out), note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,
@@ -533,7 +534,7 @@ def tune(
     from pipeline.device import pick_device, set_threads
     from pipeline.precision import forward_precision
     from pipeline.tuning import run as module
-    from pipeline.tuning.saved import is_begun
+    from pipeline.unfinished import is_begun
 
     set_threads(threads)
     where = pick_device(device)

@@ -1,18 +1,13 @@
 """Trains stacks of one bank: those that read the same tokens together, as far as memory goes."""
 
 import itertools
-import json
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
@@ -21,16 +16,13 @@ from pipeline.batches import Feeds, Key, feed_key
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
 from pipeline.fitting import GROUP, Fitting, group_size, worse_half
-from pipeline.folders import write_tensors
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
 from pipeline.selection import select
 from pipeline.stack import stack as join
 from pipeline.train import Progress, fit_together, predictions
-
-CHECKPOINT_S = 20.0
-"""Seconds between two checkpoints of a stack; one is written after an epoch."""
+from pipeline.unfinished import load_checkpoint, now_and_then, save_checkpoint
 
 STACKS = "stacks"
 """Folder, in a sweep's, of the stacks that are done and of the checkpoints of the others."""
@@ -254,25 +246,20 @@ class Runner:
         job = prepare(self.bank, stack.shape.target, feeds=self._feeds, **self._choices(stack.shape))
         schedule = replace(self.plan.schedule, batch_size=stack.shape.batch_size)
         fitting = Fitting(job, stack.rates, schedule)
-        if path is not None and path.is_file():
+        if path is not None:
             load_checkpoint(path, fitting)
         return fitting
 
     def _keeper(self, fittings: Mapping[Stack, Fitting], together: Sequence[Fitting]) -> Callable[[], None]:
         """Writes checkpoints of the stacks that train together, from time to time."""
-        last = time.monotonic()
 
         def keep() -> None:
-            nonlocal last
-            if time.monotonic() - last < CHECKPOINT_S:
-                return
             for stack, fitting in fittings.items():
                 path = self._checkpoint(stack)
                 if path is not None and fitting in together:
                     save_checkpoint(path, fitting)
-            last = time.monotonic()
 
-        return keep
+        return now_and_then(keep)
 
     def _checkpoint(self, stack: Stack) -> Path | None:
         return None if self.checkpoints is None else _checkpoint_in(self.checkpoints, stack)
@@ -376,33 +363,3 @@ def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
 
 def _checkpoint_in(folder: Path, stack: Stack) -> Path:
     return folder / f"{stack.digest}.safetensors"
-
-
-def save_checkpoint(path: Path, fitting: Fitting) -> None:
-    """Writes the state of a stack: under another name first, then renamed.
-
-    Raises:
-        PipelineError: the disk refuses.
-    """
-    tensors, values = fitting.state()
-    # A name of its own: a worker that was given up for dead may still be writing the same one.
-    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_tensors(partial, whole, {"values": json.dumps(values)})
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PipelineError(f"{path} cannot be written: {error}") from error
-
-
-def load_checkpoint(path: Path, fitting: Fitting) -> None:
-    """Puts a stack to where a checkpoint has it; one that is damaged is as good as none."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            values = json.loads(file.metadata()["values"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-        return
-    fitting.resume(tensors, values)
