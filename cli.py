@@ -273,7 +273,8 @@ def train(
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value.")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="STORE::TARGET to learn along, in mixed batches; repeatable.")
+        list[str] | None,
+        typer.Option(help="STORE::TARGET to learn along, with --fusion mixture; repeatable."),
     ] = None,
     crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="Tagger: a linear-chain CRF.")] = None,
     pooling: Annotated[
@@ -317,7 +318,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out, goes_on=is_begun(out), note=terminal.note) as log:
+    with tracking.tracked(track, out, goes_on=len(tasks) > 1 and is_begun(out), note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,

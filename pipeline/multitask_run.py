@@ -103,9 +103,9 @@ def train_tasks_run(
     kinds = [open_target(banks[task.store], task.target, splits["train"])[1].kind for task in asked]
     own = _options_of(options or {}, kinds, fusion=fusion, decoder=decoder)
     jobs = {
-        task.name: prepare(
+        task.name: _job(
+            task,
             banks[task.store],
-            task.target,
             fusion=fusion,
             decoder=decoder,
             options=some,
@@ -141,6 +141,14 @@ def train_tasks_run(
     result = _save(out, asked, found, banks, jobs, **saved)
     drop_partial(out)
     return result
+
+
+def _job(task: BankTarget, bank: Bank, **choices: Any) -> Job:
+    """What one task is to learn; an error says of which task it is."""
+    try:
+        return prepare(bank, task.target, **choices)
+    except PipelineError as error:
+        raise PipelineError(f"{task.name}: {error}") from error
 
 
 def _save(
@@ -186,7 +194,7 @@ def _check(asked: Sequence[BankTarget], fusion: str) -> None:
     """Refuses a task that is there twice, and a fusion that has nothing for tasks to share."""
     names = [task.name for task in asked]
     for task in asked:
-        same = {one.store for one in asked if one.name == task.name}
+        same = {one.store.rstrip("/") for one in asked if one.name == task.name}
         if len(same) > 1:
             raise PipelineError(
                 f"two tasks would be called {task.name}, of {' and '.join(sorted(same))}: rename a bank's "

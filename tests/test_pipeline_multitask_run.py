@@ -116,7 +116,7 @@ def test_runs_stand_in_a_comparison_beside_one_of_a_task_alone(trained, tmp_path
         (["en.label", "en.nothing"], {}, "no target 'nothing'"),
         (["en.label", "en.tags"], {"options": {"longest": 3}}, "no task's head has an option 'longest'"),
         (["en.label", "en.value"], {"options": {}}, "mixture mixes the queries of trained heads"),
-        (["en.label", "en.value"], {"metric": "f1"}, "f1"),
+        (["en.label", "en.value"], {"metric": "f1"}, "en.label: .*f1"),
         (["en.label", "en.value"], {"decoder": "classifier"}, "learns class, target 'value' is float"),
     ],
 )  # fmt: skip
@@ -125,6 +125,12 @@ def test_what_does_not_fit_is_one_line(banks, tmp_path, names, choices, said):
         train(banks, tmp_path / "run", *names, **choices)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bank_named_in_two_ways_is_one(banks, tmp_path):
+    asked = [BankTarget(store=f"{banks}/en{end}", target="label") for end in ("", "/")]
+    with pytest.raises(PipelineError, match=r"en\.label is there twice"):
+        train_tasks_run(asked, out=str(tmp_path / "run"))
 
 
 def test_banks_of_one_name_are_told(banks, tmp_path):
