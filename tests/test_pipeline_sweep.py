@@ -17,7 +17,8 @@ from pipeline.errors import PipelineError
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import load_run
-from pipeline.runner import Plan, Runner, lots_of
+from pipeline.rungs import lots_of
+from pipeline.runner import Plan, Runner
 from pipeline.sweep import sweep
 from pipeline.train import fit
 
