@@ -270,7 +270,8 @@ def train(
         list[str] | None, typer.Option("--set", help="Hyper-parameter of a part, name=value.")
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="STORE::TARGET to learn along, in mixed batches; repeatable.")
+        list[str] | None,
+        typer.Option(help="STORE::TARGET to learn along, with --fusion mixture; repeatable."),
     ] = None,
     crf: Annotated[bool | None, typer.Option("--crf/--no-crf", help="Tagger: a linear-chain CRF.")] = None,
     pooling: Annotated[
@@ -305,6 +306,7 @@ def train(
     from pipeline.job import HeadRates, Schedule
     from pipeline.multitask_run import BankTarget, train_tasks_run
     from pipeline.run import train_run
+    from pipeline.unfinished import is_begun
 
     tasks = [{"store": store, "target": name} for name in flags.listed(target, "--target", str)]
     tasks += [flags.task(one, "store") for one in task or []]
@@ -313,7 +315,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out, note=terminal.note) as log:
+    with tracking.tracked(track, out, goes_on=len(tasks) > 1 and is_begun(out), note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,
@@ -530,7 +532,7 @@ def tune(
     from pipeline.device import pick_device, set_threads
     from pipeline.precision import forward_precision
     from pipeline.tuning import run as module
-    from pipeline.tuning.saved import is_begun
+    from pipeline.unfinished import is_begun
 
     set_threads(threads)
     where = pick_device(device)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float64, Shaped
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import metrics
 from pipeline.feed import Batch
@@ -166,33 +166,22 @@ class Fitting:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that `resume` needs after an epoch: tensors by name, and plain values."""
-        tensors: dict[str, Tensor] = {}
-        for k, kept in self.record.kept.items():
-            tensors |= {f"kept.{k}.{i}": value for i, value in enumerate(kept)}
+        tensors = self.record.tensors()
         for g, group in enumerate(self.groups):
-            tensors |= {f"group.{g}.{name}": value for name, value in group.tensors().items()}
+            mine = tensors_of(group.heads, group.optimizer)
+            tensors |= {f"group.{g}.{name}": value for name, value in mine.items()}
         numbers = [group.numbers for group in self.groups]
         return tensors, {"epoch": self.epoch, "groups": numbers, "record": self.record.to_json()}
 
     def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Goes on after the epoch at which `state` was taken, as if nothing had happened."""
         self.epoch = values["epoch"]
-        device = self.job.train.feed.device
-        self.record.restore(values["record"], _numbered(tensors, "kept", device))
+        self.record.restore(values["record"], tensors, self.job.train.feed.device)
         self.groups = [self._group(numbers) for numbers in values["groups"]]
         for g, group in enumerate(self.groups):
             prefix = f"group.{g}."
             mine = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
-            group.restore(mine, self.steps * self.epoch)
-
-
-def _numbered(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> dict[int, list[Tensor]]:
-    """Lists of tensors by head, from names such as kept.3.0."""
-    found: dict[int, list[Tensor]] = {}
-    names = [key.split(".") for key in tensors if key.startswith(f"{name}.")]
-    for k, i in sorted((int(head), int(place)) for _, head, place in names):
-        found.setdefault(k, []).append(tensors[f"{name}.{k}.{i}"].to(device))
-    return found
+            restore(group.heads, group.optimizer, mine)
 
 
 class _Group:
@@ -246,29 +235,6 @@ class _Group:
             self.optimizer = _optimizer(self.heads, [rates[k] for k in numbers])
             self.optimizer.resume(steps, moments)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Weights, moments and how far the dropout streams have run."""
-        found: dict[str, Tensor] = {}
-        pairs = zip(self.optimizer.parameters, self.optimizer.moments, strict=True)
-        for i, (parameter, (first, second)) in enumerate(pairs):
-            found |= {f"weight.{i}": parameter.detach(), f"first.{i}": first, f"second.{i}": second}
-        for i, dropout in enumerate(_dropouts(self.heads)):
-            found |= {f"dropout.{i}.{k}": state for k, state in enumerate(dropout.states())}
-        return found
-
-    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """The opposite of `tensors`."""
-        moments = []
-        for i, parameter in enumerate(self.optimizer.parameters):
-            parameter.data.copy_(tensors[f"weight.{i}"])
-            moments.append(
-                (tensors[f"first.{i}"].to(parameter.device), tensors[f"second.{i}"].to(parameter.device))
-            )
-        self.optimizer.resume(steps, moments)
-        for i, dropout in enumerate(_dropouts(self.heads)):
-            names = [f"dropout.{i}.{k}" for k in range(len(self.numbers))]
-            dropout.resume([tensors[name] for name in names if name in tensors])
-
 
 def _optimizer(heads: Head, rates: Sequence[HeadRates]) -> StackedAdamW:
     return StackedAdamW(
@@ -276,8 +242,33 @@ def _optimizer(heads: Head, rates: Sequence[HeadRates]) -> StackedAdamW:
     )
 
 
-def _dropouts(heads: Head) -> list[Dropout]:
-    return [module for module in heads.modules() if isinstance(module, Dropout)]
+def tensors_of(part: nn.Module, optimizer: StackedAdamW) -> dict[str, Tensor]:
+    """Weights, moments with their counts of updates, and how far the dropout streams have run."""
+    found = {"steps": torch.tensor(optimizer.steps, dtype=torch.long)}
+    pairs = zip(optimizer.parameters, optimizer.moments, strict=True)
+    for i, (parameter, (first, second)) in enumerate(pairs):
+        found |= {f"weight.{i}": parameter.detach(), f"first.{i}": first, f"second.{i}": second}
+    for i, dropout in enumerate(_dropouts(part)):
+        found |= {f"dropout.{i}.{k}": state for k, state in enumerate(dropout.states())}
+    return found
+
+
+def restore(part: nn.Module, optimizer: StackedAdamW, tensors: Mapping[str, Tensor]) -> None:
+    """The opposite of `tensors_of`."""
+    moments = []
+    for i, parameter in enumerate(optimizer.parameters):
+        parameter.data.copy_(tensors[f"weight.{i}"])
+        moments.append(
+            (tensors[f"first.{i}"].to(parameter.device), tensors[f"second.{i}"].to(parameter.device))
+        )
+    optimizer.resume(tensors["steps"].tolist(), moments)
+    for i, dropout in enumerate(_dropouts(part)):
+        names = [f"dropout.{i}.{k}" for k in range(len(dropout.rates))]
+        dropout.resume([tensors[name] for name in names if name in tensors])
+
+
+def _dropouts(part: nn.Module) -> list[Dropout]:
+    return [module for module in part.modules() if isinstance(module, Dropout)]
 
 
 class Record:
@@ -345,12 +336,21 @@ class Record:
             "ended": self.ended,
         }
 
-    def restore(self, values: Mapping[str, Any], kept: dict[int, list[Tensor]]) -> None:
-        """The opposite of `to_json`."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, by head and place: kept.3.0."""
+        return {f"kept.{k}.{i}": value for k, kept in self.kept.items() for i, value in enumerate(kept)}
+
+    def restore(
+        self, values: Mapping[str, Any], tensors: Mapping[str, Tensor], device: torch.device
+    ) -> None:
+        """The opposite of `to_json` and `tensors`; of the tensors others may be among those."""
         self.lines = [[Epoch(**line) for line in lines] for lines in values["lines"]]
         self.best_epochs, self.ended = list(values["best_epochs"]), list(values["ended"])
         self.failed_steps, self.left_epochs = list(values["failed_steps"]), list(values["left_epochs"])
-        self.kept = kept
+        self.kept = {}
+        names = [name.split(".") for name in tensors if name.startswith("kept.")]
+        for k, i in sorted((int(head), int(place)) for _, head, place in names):
+            self.kept.setdefault(k, []).append(tensors[f"kept.{k}.{i}"].to(device))
 
 
 def worse_half(standings: Sequence[Mapping[int, float]]) -> list[list[int]]:

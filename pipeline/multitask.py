@@ -7,8 +7,9 @@ Nothing here touches the encoder.
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from pipeline import metrics
 from pipeline.feed import Batch
-from pipeline.fitting import Record, scores_of
+from pipeline.fitting import Record, restore, scores_of, tensors_of
 from pipeline.head import Head
 from pipeline.job import MAX_SEED, Epoch, HeadRates, Job, Schedule, Trained, build_one
 from pipeline.memory import keep_freed
@@ -66,11 +67,28 @@ def fit_tasks(
     Raises:
         PipelineError: the loss is not finite.
     """
-    keep_freed()
     fitting = TaskFitting(jobs, rates, schedule)
-    while not fitting.ended:
-        progress(fitting.epoch + 1, [fitting.run_epoch()])
+    fit_mixed(fitting, progress)
     return fitting.trained()
+
+
+def fit_mixed(
+    fitting: "TaskFitting",
+    progress: Progress = lambda *_: None,
+    after_epoch: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains until there is nothing left to do.
+
+    Args:
+        fitting: the heads, before any epoch.
+        progress: called after every epoch with its number and one line.
+        after_epoch: called after every epoch, to keep a checkpoint.
+    """
+    keep_freed()
+    while not fitting.ended:
+        line = fitting.run_epoch()
+        after_epoch()
+        progress(fitting.epoch, [line])
 
 
 class TaskFitting:
@@ -88,8 +106,8 @@ class TaskFitting:
         self.device = self.jobs[0].train.feed.device
         self.heads = tie([build_one(job.spec, rates) for job in self.jobs])
         # A module list counts what its modules share once, so it gets one update a step.
-        whole = nn.ModuleList(self.heads).to(self.device)
-        self.optimizer = StackedAdamW(whole, lr=[rates.lr], weight_decay=[rates.weight_decay])
+        self.whole = nn.ModuleList(self.heads).to(self.device)
+        self.optimizer = StackedAdamW(self.whole, lr=[rates.lr], weight_decay=[rates.weight_decay])
         self.counts = [job.train.n_examples for job in self.jobs]
         self.steps = math.ceil(sum(self.counts) / schedule.batch_size)  # of an epoch
         self.epoch = 0  # epochs done
@@ -100,6 +118,11 @@ class TaskFitting:
     def ended(self) -> bool:
         """Whether there is nothing left to do."""
         return self.record.ended[0] or self.epoch == self.schedule.epochs
+
+    @property
+    def failed(self) -> bool:
+        """Whether the loss was not finite."""
+        return self.record.failed_steps[0] is not None
 
     def run_epoch(self) -> Epoch:
         """One pass over the training examples of all tasks, then their dev scores."""
@@ -200,6 +223,19 @@ class TaskFitting:
             f"{name}.{job.metric}": s for name, job, s in zip(self.names, self.jobs, scores, strict=True)
         }
         return {MEAN: metrics.mean_score([job.metric for job in self.jobs], scores), **named}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `resume` needs after an epoch: tensors by name, and plain values."""
+        lines = [[asdict(line) for line in lines] for lines in self.lines]
+        values = {"epoch": self.epoch, "lines": lines, "record": self.record.to_json()}
+        return self.record.tensors() | tensors_of(self.whole, self.optimizer), values
+
+    def resume(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Goes on after the epoch at which `state` was taken, as if nothing had happened."""
+        self.epoch = values["epoch"]
+        self.lines = [[Epoch(**line) for line in lines] for lines in values["lines"]]
+        self.record.restore(values["record"], tensors, self.device)
+        restore(self.whole, self.optimizer, tensors)
 
     def trained(self) -> TrainedTogether:
         """The heads with the weights of the best epoch.

@@ -18,12 +18,14 @@ from cache.targets import TargetKind
 from pipeline import memory, parts
 from pipeline.attentions import source_attentions
 from pipeline.batches import Feeds, memory_budget
+from pipeline.content import read_by
 from pipeline.errors import PipelineError, nearest
 from pipeline.head import option_names
 from pipeline.job import HeadRates, Job, Schedule, open_target, prepare
-from pipeline.multitask import MEAN, TrainedTogether, fit_tasks
+from pipeline.multitask import MEAN, TaskFitting, TrainedTogether, fit_mixed
 from pipeline.results import Joint, check_free, finite, save_run, write_whole
 from pipeline.train import Progress
+from pipeline.unfinished import drop_partial, partial_of, take_up
 from pipeline.versions import made_by
 
 JOINT = "joint.json"
@@ -61,6 +63,8 @@ def train_tasks_run(
 ) -> dict[str, Any]:
     """Trains a head for each task and writes their run folders below one folder.
 
+    Runs that were killed go on from their last checkpoint, when they are asked for again.
+
     Args:
         asked: the tasks; their banks are of one encoder.
         out: folder of the runs.
@@ -83,7 +87,7 @@ def train_tasks_run(
         `shared_parameters`.
 
     Raises:
-        PipelineError: a choice does not fit, or the loss is not finite.
+        PipelineError: a choice does not fit, the loss is not finite, or other runs were begun there.
         CacheError: a bank is not there or damaged.
     """
     rates, schedule = rates or HeadRates(), schedule or Schedule()
@@ -99,9 +103,9 @@ def train_tasks_run(
     kinds = [open_target(banks[task.store], task.target, splits["train"])[1].kind for task in asked]
     own = _options_of(options or {}, kinds, fusion=fusion, decoder=decoder)
     jobs = {
-        task.name: prepare(
+        task.name: _job(
+            task,
             banks[task.store],
-            task.target,
             fusion=fusion,
             decoder=decoder,
             options=some,
@@ -112,10 +116,39 @@ def train_tasks_run(
         )
         for task, some in zip(asked, own, strict=True)
     }
-    found = fit_tasks(jobs, rates, schedule, progress)
+    choices = {
+        "tasks": list(jobs),
+        "fusion": fusion,
+        "decoder": decoder,
+        "metric": metric,
+        "splits": splits,
+    }
+    choices["options"] = {name: str(value) for name, value in (options or {}).items()}
+    fitting = TaskFitting(jobs, rates, schedule)
+    keep = take_up(
+        out,
+        fitting,
+        {**choices, **asdict(rates), **asdict(schedule)},
+        read_by((banks[task.store], jobs[task.name]) for task in asked),
+        note,
+    )
+    fit_mixed(fitting, progress, keep)
+    if fitting.failed:
+        drop_partial(out)
+    found = fitting.trained()
     saved = {"rates": rates, "schedule": schedule, "splits": splits}
     saved |= {"seconds": time.perf_counter() - began, "peak_memory_bytes": memory.peak_bytes(device)}
-    return _save(out, asked, found, banks, jobs, **saved)
+    result = _save(out, asked, found, banks, jobs, **saved)
+    drop_partial(out)
+    return result
+
+
+def _job(task: BankTarget, bank: Bank, **choices: Any) -> Job:
+    """What one task is to learn; an error says of which task it is."""
+    try:
+        return prepare(bank, task.target, **choices)
+    except PipelineError as error:
+        raise PipelineError(f"{task.name}: {error}") from error
 
 
 def _save(
@@ -161,7 +194,7 @@ def _check(asked: Sequence[BankTarget], fusion: str) -> None:
     """Refuses a task that is there twice, and a fusion that has nothing for tasks to share."""
     names = [task.name for task in asked]
     for task in asked:
-        same = {one.store for one in asked if one.name == task.name}
+        same = {one.store.rstrip("/") for one in asked if one.name == task.name}
         if len(same) > 1:
             raise PipelineError(
                 f"two tasks would be called {task.name}, of {' and '.join(sorted(same))}: rename a bank's "
@@ -178,8 +211,12 @@ def _check(asked: Sequence[BankTarget], fusion: str) -> None:
 
 
 def _check_free(out: str, names: Sequence[str], *, overwrite: bool) -> None:
-    """Refuses a folder that holds anything but runs of these tasks, which may be replaced."""
+    """Refuses a folder that holds anything but runs of these tasks, which may be replaced.
+
+    Those that a kill left without the others may be too: what is needed to go on lies beside them.
+    """
     folder = Path(out)
+    overwrite = overwrite or (partial_of(out).is_dir() and not (folder / JOINT).exists())
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not (overwrite and found <= {*names, JOINT}):
         check_free(out, overwrite=False)

@@ -28,10 +28,9 @@ class StackedAdamW:
         self.parameters = [p for p in part.parameters() if p.requires_grad]
         self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self._lr, self._weight_decay = list(lr), list(weight_decay)
-        self.steps = 0
-        self._make()
+        self._make([0] * len(self.parameters))
 
-    def _make(self) -> None:
+    def _make(self, steps: Sequence[int]) -> None:
         """The optimizer of torch that does the update, on views of the moments."""
         rates = list(zip(self._lr, self._weight_decay, strict=True))
         self._shared = len(set(rates)) == 1
@@ -43,17 +42,23 @@ class StackedAdamW:
         ]
         self._adamw = torch.optim.AdamW(groups, fused=True) if self.parameters else None
         for k, views in zip(columns, self._views, strict=True):
-            for view, (first, second) in zip(views, self.moments, strict=True):
-                step = torch.tensor(float(self.steps), device=view.device)
+            for view, (first, second), done in zip(views, self.moments, steps, strict=True):
+                step = torch.tensor(float(done), device=view.device)
                 held = {"step": step, "exp_avg": first[k], "exp_avg_sq": second[k]}
                 if self._adamw is not None:
                     self._adamw.state[view] = held
 
-    def resume(self, steps: int, moments: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Goes on from the moments of another stack's heads, after that many steps."""
-        self.steps = steps
+    @property
+    def steps(self) -> list[int]:
+        """How many updates each parameter has had: a step in which it has no gradient is none."""
+        if self._adamw is None:
+            return []
+        return [int(self._adamw.state[view]["step"]) for view in self._views[0]]
+
+    def resume(self, steps: Sequence[int], moments: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Goes on from the moments of another stack's heads, after that many updates of each parameter."""
         self.moments = [(first.clone(), second.clone()) for first, second in moments]
-        self._make()
+        self._make(steps)
 
     def zero_grad(self) -> None:
         """Drops the gradients of all heads."""
@@ -74,7 +79,6 @@ class StackedAdamW:
                 for view, parameter in zip(group["params"], self.parameters, strict=True):
                     view.grad = None if parameter.grad is None else parameter.grad[k]
         self._adamw.step()
-        self.steps += 1
 
 
 def linear_schedule(step: int, *, n_steps: int, warmup_steps: int) -> float:

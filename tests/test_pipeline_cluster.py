@@ -243,9 +243,9 @@ def watched(folder):
         name = "watched"
 
         def setup(self, worker):
-            from pipeline import stack_checkpoints, train
+            from pipeline import train, unfinished
 
-            self.before = stack_checkpoints.CHECKPOINT_S, train.train_epoch
+            self.before = unfinished.CHECKPOINT_S, train.train_epoch
 
             def train_epoch(fittings, epoch):
                 with (folder / fittings[0].job.spec.fusion).open("a") as file:
@@ -258,12 +258,12 @@ def watched(folder):
                         pass
                 return self.before[1](fittings, epoch)
 
-            stack_checkpoints.CHECKPOINT_S, train.train_epoch = 0, train_epoch
+            unfinished.CHECKPOINT_S, train.train_epoch = 0, train_epoch
 
         def teardown(self, worker):
-            from pipeline import stack_checkpoints, train
+            from pipeline import train, unfinished
 
-            stack_checkpoints.CHECKPOINT_S, train.train_epoch = self.before
+            unfinished.CHECKPOINT_S, train.train_epoch = self.before
 
     return Watched()
 

@@ -256,3 +256,24 @@ def test_plan_and_prepare_agree():
         fusion="linear", decoder=None, target=job.target, kept=bank.recipe.layers, last=3, width=8
     )
     assert job.spec == spec
+
+
+def test_a_parameter_without_a_gradient_has_no_update_counted_and_resumes_so():
+    def train(part, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            loss(part, step).sum().backward()
+            if step % 3 == 0:
+                part.second.weight.grad = None
+            optimizer.step(1.0)
+
+    whole, cut, again = Two(0), Two(0), Two(0)
+    rates = {"lr": [1e-2], "weight_decay": [0.1]}
+    train(whole, StackedAdamW(whole, **rates), range(9))
+    before, after = StackedAdamW(cut, **rates), StackedAdamW(again, **rates)
+    train(cut, before, range(5))
+    assert before.steps == [5, 5, 3]
+    again.load_state_dict(cut.state_dict())
+    after.resume(before.steps, before.moments)
+    train(again, after, range(5, 9))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))

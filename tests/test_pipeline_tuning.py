@@ -159,7 +159,7 @@ def test_unfinished_run_of_other_choices_is_refused(folder):
 
     with pytest.raises(KilledError):
         tuning.run(folder, "fine_tune", out="other", progress=stop)
-    with pytest.raises(PipelineError, match="unfinished run with another seed"):
+    with pytest.raises(PipelineError, match="unfinished run that differs in seed: ask for the same"):
         tuning.run(folder, "fine_tune", out="other", plan={"seed": 5})
 
 

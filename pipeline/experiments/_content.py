@@ -4,6 +4,7 @@ import hashlib
 import json
 
 from cache import open_bank
+from pipeline.content import target_content
 from pipeline.corpus import Corpus
 
 _ROWS = 4096
@@ -21,11 +22,7 @@ def bank_content(store: str, target: str) -> list[object]:
     for name in bank.splits:
         split = bank.split(name)
         if target in split.target_names():
-            found = split.target(target)
-            digest = hashlib.sha256(repr((found.kind, found.names, found.metric, found.settings)).encode())
-            for values in (found.values, *(found.extra[key] for key in sorted(found.extra))):
-                digest.update(values.tobytes())
-            labels[name] = digest.hexdigest()
+            labels[name] = target_content(split.target(target))
     return [bank.fingerprint, labels]
 
 

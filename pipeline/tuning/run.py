@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -30,9 +29,9 @@ from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_
 from pipeline.tuning.masked import MaskedText, start_from
 from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
-from pipeline.tuning.saved import open_partial
 from pipeline.tuning.verbalizer import verbalize
 from pipeline.tuning.wording import SAYABLE_KINDS, step_of
+from pipeline.unfinished import drop_partial, open_partial
 
 Text = LabelledText | MaskedText
 """What a task learns from."""
@@ -115,7 +114,7 @@ def tune_run(
     result["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process:
         _save(asked, replace(run, result=result), tuned, job, plan, record)
-        shutil.rmtree(partial, ignore_errors=True)
+        drop_partial(asked.out)
     accelerator.wait_for_everyone()
     return dict(finite(result))
 

@@ -1,4 +1,4 @@
-"""The state of an unfinished run, an epoch at a time, so that a killed run goes on."""
+"""The state of an unfinished run, an epoch at a time, in the folder of `pipeline.unfinished`."""
 
 import json
 import shutil
@@ -13,58 +13,9 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.folders import write_tensors
+from pipeline.unfinished import STATE
 
-ASKED, STATE, RECORD = "asked.json", "state.safetensors", "record.json"
-CONTENT = "content"
-
-
-def open_partial(out: str, asked: Mapping[str, Any], content: Mapping[str, Any]) -> Path:
-    """The folder of an unfinished run, beside the one of the run: a new one, or that of the same run.
-
-    Args:
-        out: folder of the run.
-        asked: its choices, by name.
-        content: fingerprints of what was read for them, by what it is: files change under their names.
-
-    Raises:
-        PipelineError: it holds an unfinished run that was asked for otherwise or began with other content,
-            or the disk refuses.
-    """
-    folder = _folder(out)
-    text = json.dumps({**asked, CONTENT: dict(content)}, indent=2, sort_keys=True)
-    try:
-        if (folder / ASKED).is_file():
-            found = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-            now = json.loads(text)
-            had, has = found.pop(CONTENT, {}), now.pop(CONTENT)
-            differing = sorted(name for name in {*now, *found} if found.get(name) != now.get(name))
-            if differing:
-                raise PipelineError(
-                    f"--out {out}: {folder} holds an unfinished run with another {differing[0]}: ask for "
-                    "the same to go on with it, or remove it"
-                )
-            changed = sorted(name for name in has if had.get(name) != has[name])
-            if changed:
-                raise PipelineError(
-                    f"--out {out}: the {changed[0]} changed since the unfinished run in {folder} began: "
-                    "remove it to begin anew, or bring back what it began with"
-                )
-            return folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ASKED).write_text(text, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise PipelineError(f"--out {out}: {folder} cannot be used ({error}): remove it") from error
-    return folder
-
-
-def is_begun(out: str) -> bool:
-    """Whether an unfinished run of that folder has an epoch to go on from."""
-    return any(_folder(out).glob("epoch-*"))
-
-
-def _folder(out: str) -> Path:
-    path = Path(out).absolute()
-    return path.with_name(f"{path.name}.partial")
+RECORD = "record.json"
 
 
 def write_epoch(folder: Path, epoch: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
