@@ -163,7 +163,8 @@ def _objects(url: str) -> _Objects:
     endpoint = str(config.get("endpoint", ""))
     if endpoint and not re.match("https?://.", endpoint):
         raise CacheError(
-            f"--store {url}: the endpoint {endpoint} is no URL: set http://HOST:PORT or https://"
+            f"--store {url}: the endpoint {endpoint.rpartition('@')[2]} is no URL: set http://HOST:PORT or "
+            "https://"
         )
     if endpoint.startswith("http://"):
         options["allow_http"] = True

@@ -41,8 +41,8 @@ def local_path(store: str) -> Path | None:
     Raises:
         CacheError: it is a URL with a slash too few, which would name a folder.
     """
-    scheme, _, rest = store.partition(":/")
-    if scheme in remote.OBSTORE and not rest.startswith("/"):
+    scheme, colon, rest = store.partition(":/")
+    if colon and scheme in remote.OBSTORE and not rest.startswith("/"):
         raise CacheError(f"{store} is no URL: give {scheme}://{rest}")
     if store.startswith("file://"):
         return Path(unquote(urlsplit(store).path))

@@ -378,6 +378,7 @@ def test_a_url_that_cannot_be_right_is_refused_with_what_to_give(url, said, read
     monkeypatch.chdir(tmp_path)
     assert said in refusal(url, reading=reading)
     assert not any(tmp_path.iterdir()), "it was taken for a folder"
+    assert place("s3").maps, "a folder may have that name"
 
 
 def test_an_endpoint_that_is_no_url_is_refused(keys, monkeypatch):
