@@ -41,6 +41,9 @@ def user():
             patch.delenv(name)
         patch.setattr(remote, "_FIRST_WAIT_S", 0.01)
         patch.setattr("pipeline.extract.block_tokens_for", lambda _, max_length: max(64, max_length))
+        # Pictures take longer than all else here.
+        patch.setattr("pipeline.findings.save_figure", lambda *_: [])
+        patch.setattr("pipeline.plot.save_pictures", lambda *_: [])
         yield patch
 
 
@@ -163,7 +166,6 @@ def test_a_sweep_that_was_cut_off_goes_on_there(bank, folder, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.terminal.stack_note", note)
-    monkeypatch.setattr("pipeline.plot.save_pictures", lambda *_: [])
     assert "run the same command again" in run(
         "sweep", bank["url"], *asked, "--out", folder / "sweep-url", code=130
     )
@@ -209,8 +211,7 @@ def test_pieces_of_banks_there_are_read_as_on_the_disk(bank):
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
 
 
-def test_an_experiment_fills_and_reads_banks_there(server, folder, monkeypatch):
-    monkeypatch.setattr("pipeline.findings.save_pictures", lambda *_: [], raising=False)
+def test_an_experiment_fills_and_reads_banks_there(server, folder):
     short = ["--set", "fusions=last_layer", "--set", "seeds=1", "--set", "epochs=1"]
     asked = [f"{folder / 'few'}::intent", "--encoder", folder / "encoder", *short]
     url = f"s3://{s3.BUCKET}/experiment"
