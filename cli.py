@@ -56,7 +56,7 @@ app = typer.Typer(
 @app.command()
 def demo(
     out: Annotated[
-        str, typer.Option(help="Folder for the data, the bank and the runs.")
+        str, typer.Option(help="Folder for the data, the bank and the runs.", callback=flags.on_disk)
     ] = "layerbank-demo",
     epochs: Annotated[int | None, typer.Option(help="Epochs of each head; 10 by default.", min=1)] = None,
     quick: Annotated[
@@ -263,7 +263,7 @@ def train(
     target: Annotated[
         str, typer.Option(help="What to learn: a target of the bank; several together with commas between.")
     ],
-    out: Annotated[str, typer.Option(help="Folder for the run.")],
+    out: Annotated[str, typer.Option(help="Folder for the run.", callback=flags.on_disk)],
     fusion: Annotated[str, typer.Option(help="Late fusion: a name or a dotted path.")] = "attention",
     decoder: flags.Decoder = None,
     options: Annotated[
@@ -346,7 +346,12 @@ def train(
 def sweep(
     store: flags.Store,
     target: Annotated[str, typer.Option(help="Targets of the bank, with commas between.")],
-    out: Annotated[str, typer.Option(help="Folder of the sweep; one that was cut off is continued.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder of the sweep; one that was cut off is continued.", callback=flags.on_disk
+        ),
+    ],
     config: Annotated[
         str | None,
         typer.Option(callback=_read_config, is_eager=True, help="TOML file of these flags; flags win."),
@@ -465,7 +470,12 @@ def tune(
     data: flags.Data,
     encoder: Annotated[str, typer.Option(help="Hub id or directory of an encoder, or of a T5.")],
     target: Annotated[str, typer.Option(help="What to learn: a column of the data.")],
-    out: Annotated[str, typer.Option(help="Folder for the run; a run that was cut off is continued.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder for the run; a run that was cut off is continued.", callback=flags.on_disk
+        ),
+    ],
     method: Annotated[str, typer.Option(help="Early fusion: a name or a dotted path.")] = "fine_tune",
     fusion: Annotated[str, typer.Option(help="Late fusion on top of an encoder.")] = "last_layer",
     decoder: flags.Decoder = None,
@@ -689,7 +699,10 @@ def compare(
         str | None,
         typer.Option(help="Which, as DATA.TARGET or TARGET; the one that all runs have by default."),
     ] = None,
-    out: Annotated[str | None, typer.Option(help="Folder for the picture of loss against time.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Folder for the picture of loss against time.", callback=flags.on_disk),
+    ] = None,
     as_json: flags.AsJson = False,
 ) -> None:
     """Puts runs of one target side by side: scores, parameters, seconds, memory, bytes."""
@@ -709,7 +722,12 @@ def experiment(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA::TARGET[,TARGET]...", help="On what; DATA may be a bank.")
     ],
-    out: Annotated[str, typer.Option(help="Folder for tables, figures and sweeps; continued if cut off.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder for tables, figures and sweeps; continued if cut off.", callback=flags.on_disk
+        ),
+    ],
     encoder: Annotated[
         str | None, typer.Option(help="Hub id or directory of the encoder; that of DATA if it is a bank.")
     ] = None,
@@ -773,7 +791,7 @@ def analyze(
     runs: Annotated[
         list[str], typer.Argument(metavar="R...", help="Runs, folders of runs, sweeps; or banks.")
     ],
-    out: Annotated[str, typer.Option(help="Folder for tables and figures.")],
+    out: Annotated[str, typer.Option(help="Folder for tables and figures.", callback=flags.on_disk)],
     what: Annotated[
         list[str] | None,
         typer.Option(
@@ -828,7 +846,9 @@ def report(
         list[str] | None,
         typer.Argument(metavar="R...", help="Runs, sweeps, experiments, analyses, or folders of them."),
     ] = None,
-    out: Annotated[str, typer.Option(help="The page, one HTML file.")] = "report.html",
+    out: Annotated[
+        str, typer.Option(help="The page, one HTML file.", callback=flags.on_disk)
+    ] = "report.html",
     one_table: Annotated[
         bool, typer.Option("--one-table", help="All runs in one table: they must learn one target.")
     ] = False,

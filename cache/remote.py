@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,7 +38,10 @@ _LONGEST_REQUEST_S = 3600.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 5.0
 _NOTICE_S = 5.0
 
-_OBSTORE = {"s3", "s3a", "gs", "gcs", "az", "azure", "abfs", "abfss", "adl"}
+_GOOGLE, _AZURE = {"gs", "gcs"}, {"az", "azure", "abfs", "abfss", "adl"}
+OBSTORE = {"s3", "s3a"} | _GOOGLE | _AZURE
+"""Kinds of URL that name a bucket."""
+
 _NO_USE = (
     "PermissionDeniedError", "UnauthenticatedError", "NotSupportedError", "InvalidPathError",
     "NoCredentialsError", "PartialCredentialsError", "UnknownConfigurationKeyError",
@@ -110,22 +114,44 @@ def connect(url: str, read_only: bool = False) -> "RemoteStore":
         CacheError: the URL names no bucket or carries a secret, or its package is not installed.
     """
     parts = urlsplit(url)
-    if parts.username or parts.password:
+    # abfss://CONTAINER@ACCOUNT… and sftp://USER@HOST… say no secret; s3://KEY@… would.
+    if parts.password or (parts.username and parts.scheme in OBSTORE - _AZURE):
         raise CacheError(
             f"--store {parts.scheme}://…@{parts.hostname}{parts.path}: credentials do not belong into a "
             "URL, which is stored and printed: give them by environment variables"
         )
-    if not parts.netloc and parts.scheme in _OBSTORE:
+    if not parts.netloc and parts.scheme in OBSTORE:
         raise CacheError(f"--store {url}: no bucket is named: give {parts.scheme}://BUCKET/PATH")
     try:
-        made = _objects(url.rstrip("/")) if parts.scheme in _OBSTORE else _Files.from_url(url.rstrip("/"))
+        made = _objects(url.rstrip("/")) if parts.scheme in OBSTORE else _Files.from_url(url.rstrip("/"))
     except ImportError as error:
-        package = "layerbank[s3]" if parts.scheme in _OBSTORE else None
+        package = "layerbank[s3]" if parts.scheme in OBSTORE else None
         cure = f"pip install '{package}'" if package else reason_of(error)
         raise CacheError(f"--store {url}: a package for such URLs is not installed: {cure}") from error
+    except CacheError:
+        raise
     except Exception as error:
-        raise CacheError(f"--store {url} cannot be used: {reason_of(error)}") from error
+        cure = _keys_for(parts.scheme) if parts.scheme in OBSTORE else _other_kind(parts.scheme)
+        raise CacheError(f"--store {url} cannot be used: {reason_of(error)}: {cure}") from error
     return RemoteStore(made.with_read_only(read_only), url=url.rstrip("/"))
+
+
+def _keys_for(scheme: str) -> str:
+    """Where the user gives the credentials of a kind of store."""
+    if scheme in _AZURE:
+        return "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY"
+    if scheme in _GOOGLE:
+        return "set GOOGLE_APPLICATION_CREDENTIALS to the file of a key"
+    return (
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a "
+        "public bucket"
+    )
+
+
+def _other_kind(scheme: str) -> str:
+    near = get_close_matches(scheme, ["s3", "gs", "az", "file"], 1, cutoff=0.5)
+    meant = f"did you mean {near[0]}://? " if near else ""
+    return f"{meant}Give a folder, s3://BUCKET/PATH, gs://, az://, or a URL that fsspec knows"
 
 
 def _objects(url: str) -> _Objects:
@@ -134,7 +160,13 @@ def _objects(url: str) -> _Objects:
     # How long a request may take is bounded where its size is known.
     options: Any = {"timeout": f"{_LONGEST_REQUEST_S:.0f}s", "connect_timeout": "5s"}
     config: Any = _s3_config() if urlsplit(url).scheme in ("s3", "s3a") else {}
-    if str(config.get("endpoint", "")).startswith("http://"):
+    endpoint = str(config.get("endpoint", ""))
+    if endpoint and not re.match("https?://.", endpoint):
+        raise CacheError(
+            f"--store {url}: the endpoint {endpoint.rpartition('@')[2]} is no URL: set http://HOST:PORT or "
+            "https://"
+        )
+    if endpoint.startswith("http://"):
         options["allow_http"] = True
     # Tried again here, where the user's patience is known, and not in two places.
     return _Objects(from_url(url, config=config, client_options=options, retry_config={"max_retries": 0}))
@@ -282,10 +314,7 @@ class RemoteStore(WrapperStore[Any]):  # type: ignore[misc]
     def _refusal(self, doing: str, key: str, error: BaseException) -> str:
         why, status = reason_of(error), _status(error)
         if "169.254.169.254" in str(error) or "Credentials" in type(error).__name__:
-            return (
-                f"{self.url}: no credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                "or AWS_PROFILE, or AWS_SKIP_SIGNATURE=true for a public bucket"
-            )
+            return f"{self.url}: no credentials were found: {_keys_for(urlsplit(self.url).scheme)}"
         if status == 404 or isinstance(error, FileNotFoundError):
             return f"{self.url}: there is no such bucket or place ({why}): make it, or name another"
         if isinstance(error, NotImplementedError):

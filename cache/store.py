@@ -36,7 +36,14 @@ _MAPS = 16_384
 
 
 def local_path(store: str) -> Path | None:
-    """The folder of a store on a local disk; None for a URL of anything else."""
+    """The folder of a store on a local disk; None for a URL of anything else.
+
+    Raises:
+        CacheError: it is a URL with a slash too few, which would name a folder.
+    """
+    scheme, colon, rest = store.partition(":/")
+    if colon and scheme in remote.OBSTORE and not rest.startswith("/"):
+        raise CacheError(f"{store} is no URL: give {scheme}://{rest}")
     if store.startswith("file://"):
         return Path(unquote(urlsplit(store).path))
     if "://" in store:

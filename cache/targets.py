@@ -15,6 +15,8 @@ import zarr
 from jaxtyping import Int, Shaped
 from numpy import ndarray
 from zarr.codecs import Crc32cCodec
+from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from cache import extras, store
 from cache.errors import CacheError
@@ -25,6 +27,11 @@ TargetKind = Literal["class", "tags", "float", "span", "choice", "token"]
 _AXES = {"tags": ("word",), "choice": ("option",), "token": ("token",), "span": ("example", "end")}
 
 _CHUNK = 2**20
+
+_USUAL, _ASIDE = "/", "."
+"""Separators in the keys of chunks: ``c/0``; and ``c.0``, where a new target lies until it is whole."""
+
+_METADATA = "zarr.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +144,9 @@ def _put(split: zarr.Group, target: Target, keep_extra: bool) -> None:
         extra = extras.write(split, target.name, target.extra)
     held = split.require_group(TARGETS)
     path, beside = store.folder_of(held, target.name), store.folder_of(held, store.BESIDE)
+    if path is None and target.name in target_names(split):
+        _write_over(held, target, extra)
+        return
     if path is None or beside is None or not path.exists():
         _write(held, target.name, target, extra)
         return
@@ -145,7 +155,42 @@ def _put(split: zarr.Group, target: Target, keep_extra: bool) -> None:
     store.switch(beside, path)
 
 
-def _write(held: zarr.Group, name: str, target: Target, extra: str | None) -> None:
+def _write_over(held: zarr.Group, target: Target, extra: str | None) -> None:
+    """Writes over a target where nothing can be renamed: at any moment the one or the other is there whole.
+
+    Its ``zarr.json``, which is one object, says under which keys its chunks are. The new chunks lie beside
+    the old ones first, and come under the usual keys once nothing reads those any more.
+    """
+    was_cut_off = _separator(held[target.name]) == _ASIDE
+    for separator in (_USUAL,) if was_cut_off else (_ASIDE, _USUAL):
+        objects = _objects_of(target, extra, separator)
+        for key in sorted(objects, key=lambda key: key == _METADATA):
+            sync(held.store.set(f"{held.path}/{target.name}/{key}", objects[key]))
+    below = f"{held.path}/{target.name}/"
+    for key in sync(_keys(held, below)):
+        if key.removeprefix(below) not in objects:
+            sync(held.store.delete(key))
+
+
+def _separator(array: Any) -> str:
+    return str(array.metadata.chunk_key_encoding.separator)
+
+
+def _objects_of(target: Target, extra: str | None, separator: str) -> dict[str, Any]:
+    """What is stored of a target, by key below its own."""
+    made: dict[str, Any] = {}
+    _write(zarr.create_group(MemoryStore(made)), "made", target, extra, separator=separator)
+    below = "made/"
+    return {key.removeprefix(below): value for key, value in made.items() if key.startswith(below)}
+
+
+async def _keys(held: zarr.Group, prefix: str) -> list[str]:
+    return [key async for key in held.store.list_prefix(prefix)]
+
+
+def _write(
+    held: zarr.Group, name: str, target: Target, extra: str | None, *, separator: str = _USUAL
+) -> None:
     array = held.create_array(
         name,
         shape=target.values.shape,
@@ -153,6 +198,7 @@ def _write(held: zarr.Group, name: str, target: Target, extra: str | None) -> No
         dtype=target.values.dtype,
         compressors=[Crc32cCodec()],
         dimension_names=_AXES.get(target.kind, ("example",)),
+        chunk_key_encoding={"name": "default", "separator": separator},
         overwrite=True,
         config={"write_empty_chunks": True},
     )
@@ -184,6 +230,8 @@ def _is_stored(split: zarr.Group, target: Target, keep_extra: bool) -> bool:
     try:
         found = read_target(split, target.name)
     except CacheError:
+        return False
+    if _separator(split[f"{TARGETS}/{target.name}"]) != _USUAL:  # `_write_over` was cut off
         return False
     asked = (target.kind, target.names, target.metric, dict(target.settings))
     same = (found.kind, found.names, found.metric, dict(found.settings)) == asked

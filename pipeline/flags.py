@@ -91,6 +91,13 @@ Threads = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 
+def on_disk(out: str | None) -> str | None:
+    """Refuses a URL where runs, tables or figures are to be written, which stay on the local disk."""
+    if out is not None and "://" in out:
+        raise typer.BadParameter(f"{out}: a URL is for banks alone, give a folder of a local disk")
+    return out
+
+
 def numbers(text: str) -> list[int] | None:
     """Layer numbers: ``all`` is None."""
     if text == "all":

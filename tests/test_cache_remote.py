@@ -345,6 +345,11 @@ def test_no_credentials_are_said_at_once(proxy, monkeypatch):
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{proxy.port}/169.254.169.254")
     proxy.fault = lambda method, path: "404"
     assert "no credentials were found: set AWS_ACCESS_KEY_ID" in refusal(f"s3://{s3.BUCKET}/bank")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    missing = remote.connect("az://bucket/bank")._refusal(
+        "reading", "key", OSError("http://169.254.169.254/")
+    )
+    assert "set AZURE_STORAGE_ACCOUNT_NAME and" in missing
 
 
 def test_secrets_in_a_url_are_refused_and_not_repeated():
@@ -359,8 +364,33 @@ def test_a_missing_package_is_named(monkeypatch, scheme):
     assert "pip install 'layerbank[s3]'" in refusal(f"{scheme}://bucket/bank")
 
 
-def test_an_unknown_kind_of_url_is_refused():
-    assert "cannot be used" in refusal("nonsense://bucket/bank")
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nonsense://bucket/bank", "Protocol not known: nonsense: Give a folder, s3://BUCKET/PATH, gs://"),
+        ("s4://bucket/bank", "did you mean s3://?"),
+        ("s3:/bucket/bank", "s3:/bucket/bank is no URL: give s3://bucket/bank"),
+        ("az://bucket/bank", "set AZURE_STORAGE_ACCOUNT_NAME"),
+    ],
+)
+@pytest.mark.parametrize("reading", [True, False])
+def test_a_url_that_cannot_be_right_is_refused_with_what_to_give(url, said, reading, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(url, reading=reading)
+    assert not any(tmp_path.iterdir()), "it was taken for a folder"
+    assert place("s3").maps, "a folder may have that name"
+
+
+def test_an_endpoint_that_is_no_url_is_refused(keys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "127.0.0.1:9000")
+    assert "the endpoint 127.0.0.1:9000 is no URL: set http://HOST:PORT" in refusal("s3://bucket/bank")
+
+
+def test_a_user_in_a_url_is_no_secret_where_it_names_a_container(monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a2V5")
+    assert remote.connect("abfss://container@account.dfs.core.windows.net/bank").url.startswith("abfss://c")
+    for url in ("abfss://c:secret@account.dfs.core.windows.net/bank", "s3://key@bucket/bank"):
+        assert "credentials do not belong into a URL" in refusal(url)
 
 
 def test_a_store_that_may_only_be_read_is_read_and_not_written(proxy, url):

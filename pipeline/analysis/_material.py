@@ -150,7 +150,7 @@ def gather(paths: Sequence[str], **choices: Any) -> Material:
     banks, sweeps = list[Bank](), dict[str, Any]()
     folders: list[Path] = []
     for path in dict.fromkeys(paths):
-        if is_bank(path):
+        if is_bank(path) or local_path(path) is None:  # runs lie on a disk
             banks.append(open_bank(path))
         elif (Path(path) / SWEEP).is_file():
             sweeps[str(Path(path))] = _rows(path)
