@@ -89,7 +89,10 @@ def lines(
     base = altair.Chart(_data(rows)).encode(x=_across(rows, x, x_title, log_x))
     plain = _colour(rows, series)
     shown = _tips(rows, *tips, series, dashed, x, y, *(band or ()))
-    dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
+    dashes = {}
+    if dashed:  # its names are sentences, so none stands beside another where the page is narrow
+        legend = altair.Legend(title=None, columns=1, labelLimit=260)
+        dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", legend=legend)}
     up = _up(y, y_title, rows if log_y else ())
     layers = [base.mark_line(strokeWidth=2).encode(y=up, **dashes, **plain)]
     marks = base.mark_point(filled=True, size=45, opacity=1)

@@ -93,9 +93,9 @@ def test_options_to_choose_from(folder, tmp_path):
     asked = [f"{choices}::right", "--encoder", folder / "encoder", "--text", "question", *EARLY]
     result = succeed("convergence", *asked, "--options", "answers", "--out", tmp_path / "out")
     [table] = result["tables"]
-    assert [(row["method"], row["metric"]) for row in table["rows"]] == [
+    assert {(row["method"], row["metric"]) for row in table["rows"]} == {
         ("bitfit", "accuracy"), ("last_layer", "accuracy"),
-    ]  # fmt: skip
+    }  # fmt: skip
     [store] = (tmp_path / "out" / "banks").iterdir()
     bank = open_bank(str(store))
     assert bank.recipe.columns["options"] == "answers"
@@ -124,7 +124,7 @@ def test_a_revision_of_the_hub_reaches_bank_and_run(folder, tmp_path, monkeypatc
     asked = ["org/name::intent", "--encoder", folder / "encoder", *EARLY, "--out", tmp_path / "out"]
     result = succeed("convergence", *asked, "--revision", "v2")
     assert set(seen) == {("org/name", "v2")}
-    assert [row["method"] for row in result["tables"][0]["rows"]] == ["bitfit", "last_layer"]
+    assert {row["method"] for row in result["tables"][0]["rows"]} == {"bitfit", "last_layer"}
     stores = {path.name for path in (tmp_path / "out" / "banks").iterdir()}
     code, _, err = call("convergence", *asked)
     assert (code, seen[-1]) == (1, ("org/name", None))
