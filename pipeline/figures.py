@@ -64,6 +64,7 @@ PAPER = {**theme("#1a1a1a"), "background": "white", "padding": 10}
 def lines(
     rows: Rows, *, x: str, y: str, series: str | None = None, band: tuple[str, str] | None = None,
     x_title: str, y_title: str, log_x: bool = False, log_y: bool = False, dashed: str | None = None,
+    tips: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Lines through points, one a series, with a band around each.
 
@@ -78,6 +79,7 @@ def lines(
         log_x: whether equal steps to the right are equal factors.
         log_y: whether equal steps upwards are.
         dashed: a column; its values are told apart by dashes.
+        tips: further columns that are shown of a point under the pointer.
 
     Returns:
         A Vega-Lite specification with the data in it.
@@ -86,12 +88,15 @@ def lines(
 
     base = altair.Chart(_data(rows)).encode(x=_across(rows, x, x_title, log_x))
     plain = _colour(rows, series)
-    tips = _tips(rows, series, dashed, x, y, *(band or ()))
-    dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", title=None)} if dashed else {}
+    shown = _tips(rows, *tips, series, dashed, x, y, *(band or ()))
+    dashes = {}
+    if dashed:  # its names are sentences, so none stands beside another where the page is narrow
+        legend = altair.Legend(title=None, columns=1, labelLimit=260)
+        dashes = {"strokeDash": altair.StrokeDash(field=dashed, type="nominal", legend=legend)}
     up = _up(y, y_title, rows if log_y else ())
     layers = [base.mark_line(strokeWidth=2).encode(y=up, **dashes, **plain)]
     marks = base.mark_point(filled=True, size=45, opacity=1)
-    layers += [marks.encode(y=up, tooltip=tips, **_marked(rows, series))]
+    layers += [marks.encode(y=up, tooltip=shown, **_marked(rows, series))]
     if band:
         edges = {"y": _up(band[0], y_title), "y2": altair.Y2(field=band[1])}
         layers.insert(0, base.mark_area(opacity=0.18).encode(**edges, **plain))

@@ -16,7 +16,6 @@ import torch
 from cache import Bank, open_bank
 from cache.targets import TargetKind
 from pipeline import memory, parts
-from pipeline.attentions import source_attentions
 from pipeline.batches import Feeds, memory_budget
 from pipeline.content import read_by
 from pipeline.errors import PipelineError, nearest
@@ -166,10 +165,8 @@ def _save(
     results = {}
     for task in asked:
         job, trained, bank = jobs[task.name], found.tasks[task.name], banks[task.store]
-        rows = bank.split(saved["splits"]["dev"]).row
-        shares = source_attentions(trained.head, job.spec, task.target, job.dev, rows)
         results[task.name] = save_run(
-            str(Path(out) / task.name), trained, job=job, bank=bank, attentions=shares, joint=joint, **saved
+            str(Path(out) / task.name), trained, job=job, bank=bank, joint=joint, **saved
         )
     own = [result["parameters"] - joint.parameters for result in results.values()]
     common = {

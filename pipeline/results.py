@@ -3,7 +3,6 @@
 ``config.json``      the resolved flags, the bank's fingerprint, the encoder, the versions
 ``head.safetensors`` the weights of the best epoch, without the head axis
 ``metrics.jsonl``    one line an epoch
-``attentions.safetensors``  shares of other tasks' heads for every dev example, where a fusion mixes some
 ``result.json``      the outcome; written last
 """
 
@@ -21,7 +20,6 @@ from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
 from pipeline import folders
-from pipeline.attentions import ATTENTIONS, Attentions
 from pipeline.errors import PipelineError
 from pipeline.folders import write_tensors
 from pipeline.head import Head, HeadSpec, build_head
@@ -31,7 +29,7 @@ from pipeline.versions import made_by
 CONFIG, METRICS, RESULT = folders.CONFIG, folders.METRICS, folders.RESULT
 WEIGHTS = "head.safetensors"
 SWEEP = "sweep.json"
-FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT, ATTENTIONS})
+FILES = frozenset({CONFIG, WEIGHTS, METRICS, RESULT})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +129,6 @@ def save_run(
     splits: Mapping[str, str],
     seconds: float,
     peak_memory_bytes: int | None = None,
-    attentions: Attentions | None = None,
     joint: Joint | None = None,
 ) -> dict[str, Any]:
     """Writes a run folder whole: under another name first, then renamed.
@@ -146,7 +143,6 @@ def save_run(
         splits: the splits in the roles of train and dev.
         seconds: of all the work.
         peak_memory_bytes: the most memory the run took; None where it was one of a stack.
-        attentions: of dev examples over the heads that it took something from, where it did.
         joint: what it shares with heads that were trained with it.
 
     Returns:
@@ -172,9 +168,6 @@ def save_run(
         _write_json(partial / CONFIG, config)
         weights = {name: value[0].contiguous() for name, value in trained.head.state_dict().items()}
         write_tensors(partial / WEIGHTS, weights)
-        if attentions is not None:
-            tensors, names = attentions
-            write_tensors(partial / ATTENTIONS, tensors, names)
         lines = [json.dumps(finite(asdict(epoch))) for epoch in trained.epochs]
         (partial / METRICS).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         _write_json(partial / RESULT, result)

@@ -8,7 +8,6 @@ import torch
 
 from cache import open_bank
 from pipeline import memory
-from pipeline.attentions import source_attentions
 from pipeline.batches import Feeds
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
@@ -90,7 +89,4 @@ def train_run(
         splits=splits,
         seconds=time.perf_counter() - began,
         peak_memory_bytes=memory.peak_bytes(device),
-        attentions=source_attentions(
-            trained.head, job.spec, target, job.dev, bank.split(splits["dev"]).row
-        ),
     )

@@ -15,6 +15,10 @@ from pipeline.encoder import Encoder
 from pipeline.experiments import _base
 
 SHORT = ["--set", "fusions=last_layer,attention", "--set", "seeds=2", "--set", "epochs=1"]
+EARLY = [
+    *("--set", "methods=bitfit", "--set", "fusions=last_layer"),
+    *("--set", "epochs=1", "--set", "early_epochs=1"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,56 @@ def test_own_texts_then_again_then_their_bank(folder, tmp_path, monkeypatch):
     other = {"data": store.name}
     assert scores(of_bank) == [{**row, **other} for row in scores(made)]
     assert not (tmp_path / "of-bank" / "banks").exists()
+
+
+def test_options_to_choose_from(folder, tmp_path):
+    made = [
+        {"question": f"which is the {colour}", "answers": list(tiny.COLOURS), "right": number}
+        for number, colour in enumerate(tiny.COLOURS)
+    ]
+    choices = tiny.write_jsonl(
+        tmp_path / "data", {"train": 8 * made, "dev": 2 * made}, ["question", "answers", "right"]
+    )
+    asked = [f"{choices}::right", "--encoder", folder / "encoder", "--text", "question", *EARLY]
+    result = succeed("convergence", *asked, "--options", "answers", "--out", tmp_path / "out")
+    [table] = result["tables"]
+    assert {(row["method"], row["metric"]) for row in table["rows"]} == {
+        ("bitfit", "accuracy"), ("last_layer", "accuracy"),
+    }  # fmt: skip
+    [store] = (tmp_path / "out" / "banks").iterdir()
+    bank = open_bank(str(store))
+    assert bank.recipe.columns["options"] == "answers"
+    assert bank.split("dev").target("right").kind == "choice"
+    code, _, err = call("convergence", *asked, "--options", "none", "--out", tmp_path / "other")
+    assert code == 1
+    assert "no column 'none'" in err
+
+
+def test_a_revision_of_the_hub_reaches_bank_and_run(folder, tmp_path, monkeypatch):
+    import datasets
+
+    rows = {split: tiny.rows_of_text(split, n) for split, n in (("train", 24), ("dev", 10))}
+    seen = []
+
+    def load(hub, *, revision, **_):
+        seen.append((hub, revision))
+        columns = ("text", "intent") if revision == "v2" else ("text", "score")
+        made = {
+            split: datasets.Dataset.from_list([{name: row[name] for name in columns} for row in some])
+            for split, some in rows.items()
+        }
+        return datasets.DatasetDict(made)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    asked = ["org/name::intent", "--encoder", folder / "encoder", *EARLY, "--out", tmp_path / "out"]
+    result = succeed("convergence", *asked, "--revision", "v2")
+    assert set(seen) == {("org/name", "v2")}
+    assert {row["method"] for row in result["tables"][0]["rows"]} == {"bitfit", "last_layer"}
+    stores = {path.name for path in (tmp_path / "out" / "banks").iterdir()}
+    code, _, err = call("convergence", *asked)
+    assert (code, seen[-1]) == (1, ("org/name", None))
+    assert "intent" in err
+    assert stores < {path.name for path in (tmp_path / "out" / "banks").iterdir()}
 
 
 def test_another_reading_is_another_bank_and_another_run(folder, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from pipeline.errors import PipelineError
 from pipeline.experiments import _base
 from pipeline.experiments._base import Data, Lab, perform
 from pipeline.experiments.cost import break_even
+from pipeline.findings import load
 from pipeline.job import Schedule
 from pipeline.tuning import loop
 
@@ -202,6 +203,8 @@ def test_scaling_has_a_row_for_every_backbone(lab, tmp_path, monkeypatch):
     }
     model = transformers.AutoModel.from_pretrained(small, add_pooling_layer=False)
     assert rows[0]["size"] == pytest.approx(sum(p.numel() for p in model.parameters()) / 1e6)
+    chart = json.dumps(load(str(tmp_path / "out"))[0].figures[0].chart)
+    assert '"title": "encoder"' in chart  # a point tells its backbone
     forbid(monkeypatch)
     assert perform("scaling", options, lab)["tables"] == result["tables"]
 

@@ -11,6 +11,7 @@ from cache import JoinedBank, Piece, open_bank
 from pipeline import train
 from pipeline.errors import PipelineError
 from pipeline.experiments._base import Data, Lab, perform
+from pipeline.findings import load
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.train import fit
 
@@ -133,6 +134,11 @@ def test_languages_are_grouped_and_compared_with_the_base(made, tmp_path):
     high, low = result["notes"]
     assert high.startswith("intent, high (2 languages): linear is ")
     assert low.startswith("intent, low (1 language): linear is ")
+    of_scores, of_gains = (
+        {row["fusion"] for rows in one.chart["datasets"].values() for row in rows}
+        for one in load(str(tmp_path / "out"))[0].figures
+    )
+    assert of_scores == of_gains  # so their colours are the same
 
 
 def test_the_fusion_table_has_shares_of_the_encoder_and_means_over_languages(made, tmp_path):

@@ -36,7 +36,8 @@ def findings():
     )
     columns = (Column(name="word", title="word"), Column(name="weight", title="weight", digits=2))
     return Findings(
-        kind="analysis", name="attention", title=f"Weights {EVIL}", paper="", asked={"a": 2}, seconds=1.0,
+        kind="analysis", name="attention", title=f"Weights {EVIL}", paper="", seconds=1.0,
+        asked={"a": 2, "left": None, "of": ["x", "y"]},
         notes=(EVIL,), tables=(Table(name="weights", title="Weights", columns=columns, rows=tuple(rows)),),
         figures=(Figure(name="heat", title="Layers of a sentence", about="Rows: layers.", chart=chart),),
     )  # fmt: skip
@@ -117,6 +118,11 @@ def test_everything_below_a_folder_is_found_once(work, page):
         "runs": 3,
     }
     assert page[1]["bytes"] == page[0].stat().st_size < 5 * 10**6
+
+
+def test_what_was_asked_leaves_out_what_was_not(work):
+    [section] = sections(find([str(work / "findings")]))
+    assert section.facts["asked"] == "a 2, of x,y"
 
 
 def test_runs_of_different_targets_have_tables_of_their_own(work):

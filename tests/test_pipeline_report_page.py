@@ -209,6 +209,41 @@ def test_a_telephone_scrolls_tables_but_not_the_page(shown, page):
     assert max(shown.execute_script(widths)) <= 390
 
 
+def test_every_legend_is_whole_on_a_telephone(session, tmp_path):
+    rows = [
+        {"method": f"method_{k}", "kind": kind, "n": n, "minutes": 1.0 + n * k}
+        for k, kind in ((0, "on the bank, extraction included"), (1, "through the encoder"))
+        for n in (1, 2)
+    ]
+    chart = figures.lines(
+        rows, x="n", y="minutes", series="method", dashed="kind", x_title="heads", y_title="minutes"
+    )
+    table = section(heads(1)).tables[0]
+    made = Section(
+        title="Cost", kind="experiment", facts={}, tables=(table,),
+        figures=(Figure(name="cost", title="Cost", about="Lines.", chart=chart),),
+    )  # fmt: skip
+    (tmp_path / "report.html").write_text(render([made]), encoding="utf-8")
+    look(session, tmp_path / "report.html", width=390)
+    texts = "return [...document.querySelectorAll('.role-legend-label text')].map((t) => t.textContent)"
+    assert set(session.execute_script(texts)) == {row[name] for row in rows for name in ("method", "kind")}
+    ends = """
+        const room = document.querySelector(".chart svg").getBoundingClientRect().right;
+        return [...document.querySelectorAll(".role-legend-label text")].map(
+            (t) => room - t.getBoundingClientRect().right);
+    """
+    assert min(session.execute_script(ends)) >= 0
+
+
+def test_a_long_title_of_a_column_takes_lines(shown, page):
+    button = "return arguments[0].querySelector('button').getBoundingClientRect().width"
+    widths = {}
+    for width in (700, 390):
+        look(shown, page, width=width)
+        widths[width] = shown.execute_script(button, column(shown, "heads", "trained parameters")[0])
+    assert widths[700] < 200 < widths[390]  # where lines would be a word long, it scrolls
+
+
 def test_files_are_saved(shown, page, tmp_path):
     behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
     shown.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)

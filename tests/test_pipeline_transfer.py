@@ -210,32 +210,3 @@ def test_fusions_that_are_given_nothing_take_nothing():
     spec = plan_goal(tiny.shared(), "label", fusion="attention").spec
     assert spec.taken == {}
     assert HeadSpec.from_json(spec.to_json()) == spec
-
-
-def test_the_shares_of_every_dev_example_are_left_in_the_run(runs, tmp_path):
-    train(tmp_path / "run", "mixture", "value", options={"sources": named(runs, "third", "first")})
-    kept = safetensors.torch.load_file(tmp_path / "run" / "attentions.safetensors")["value"].numpy()
-    with safetensors.safe_open(str(tmp_path / "run" / "attentions.safetensors"), framework="np") as file:
-        assert json.loads(file.metadata()["value"]) == ["third", "first"]
-    weights = safetensors.torch.load_file(tmp_path / "run" / "head.safetensors")
-    down, up, gain, shift, sources = (
-        weights[f"fusion.{name}"].double().numpy()
-        for name in (
-            "mixer.down.weight",
-            "mixer.up.weight",
-            "mixer.norm.weight",
-            "mixer.norm.bias",
-            "sources",
-        )
-    )
-    split = tiny.shared().split("dev")
-    assert len(kept) == split.n_examples
-    for start, length, row in zip(split.start, split.length, split.row, strict=True):
-        pooled = split.take(np.arange(start, start + length))[0].astype(float).max(0)
-        hidden = pooled @ down
-        hidden = hidden / (1 + np.exp(-hidden)) @ up
-        hidden = (hidden - hidden.mean()) / np.sqrt(hidden.var() + 1e-5) * gain.ravel() + shift.ravel()
-        scores = np.exp(sources @ hidden / (tiny.WIDTH * np.e))
-        np.testing.assert_allclose(kept[row], scores / scores.sum(), atol=1e-5)
-    train(tmp_path / "run", "attention", "value", overwrite=True)
-    assert not (tmp_path / "run" / "attentions.safetensors").exists()

@@ -1,7 +1,7 @@
 """Tables and figures of weights over layers: by task, and by groups of tokens.
 
-A *task* is a target and a fusion; its *heads* differ by their seeds, and by their banks where there are
-several. A mean is the mean over heads of their means over tokens; ± sd is the spread over heads.
+A *task* is a target, a fusion and its settings; its *heads* differ by their seeds, and by their banks where
+there are several. A mean is the mean over heads of their means over tokens; ± sd is the spread over heads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from numpy import ndarray
 from pipeline import figures
 from pipeline.analysis._base import Answer, file_name
 from pipeline.analysis._material import Material, labels
+from pipeline.analysis._tasks import task_names
 from pipeline.analysis._weights import GROUPINGS, Mean, Reading, read
 from pipeline.errors import PipelineError
 from pipeline.findings import Cell, Column, Figure, Table
@@ -50,7 +51,7 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """The heads of one target and fusion."""
+    """The heads of one target, fusion and settings."""
 
     name: str
     layers: tuple[int, ...]
@@ -84,7 +85,7 @@ def share_answer(material: Material, runs: Sequence[Run], *, name: str, title: s
         title: of what is weighed, for tables and figures.
 
     Raises:
-        PipelineError: the heads of one task read different layers, or a grouping does not fit.
+        PipelineError: a grouping does not fit.
     """
     tasks = list(_tasks(read(material, runs)))
     tables, drawn = [_overall(tasks, name, title)], [_lines(tasks, name, title)]
@@ -111,18 +112,11 @@ _ONE_GROUP = {
 
 
 def _tasks(readings: Sequence[Reading]) -> Iterator[Task]:
-    by_task: dict[tuple[str, str], list[Reading]] = {}
-    for reading in readings:
-        by_task.setdefault((reading.run.target.name, reading.run.spec.fusion), []).append(reading)
-    targets = [target for target, _ in by_task]
-    for (target, fusion), alike in by_task.items():
-        for other in alike[1:]:
-            if other.layers != alike[0].layers:
-                raise PipelineError(
-                    f"{alike[0].run.path} and {other.run.path} read other layers of one target: analyze "
-                    "each alone"
-                )
-        name = target if targets.count(target) == 1 else f"{target}, {fusion}"
+    by_task: dict[str, list[Reading]] = {}
+    names = task_names([reading.run for reading in readings])
+    for name, reading in zip(names, readings, strict=True):
+        by_task.setdefault(name, []).append(reading)
+    for name, alike in by_task.items():
         yield Task(name=name, layers=alike[0].layers, readings=tuple(alike))
 
 

@@ -14,6 +14,7 @@ from pipeline import figures
 from pipeline.analysis import _words
 from pipeline.analysis._base import Answer, Question, file_name
 from pipeline.analysis._material import Material, has_weights, name_of, weightless
+from pipeline.analysis._tasks import task_names
 from pipeline.arrays import to_torch
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
@@ -27,7 +28,7 @@ from pipeline.tokens import tokenize
 
 @dataclass(frozen=True)
 class Coloured:
-    """A sentence as heads of one target and fusion see it."""
+    """A sentence as the heads of one task see it."""
 
     task: str
     where: str  # the sentence comes from
@@ -51,7 +52,7 @@ class Sentence(Question):
         return weightless(material.records) or "no run: name runs of attention, linear, mixture or dwatt"
 
     def answer(self, material: Material) -> Answer:
-        """Colours the sentence once for each target, fusion and bank."""
+        """Colours the sentence once for each task and bank."""
         notes, asked = list[str](), material.sentence
         if asked is None or asked.isdecimal():
             found = list[Coloured]()
@@ -142,16 +143,16 @@ def _weights(
 def _coloured(
     runs: Sequence[Run], weights: Mapping[str, Float64[ndarray, "word layer"]], words: list[str], where: str
 ) -> Iterator[Coloured]:
-    """One sentence for each target, fusion and set of layers."""
-    tasks: dict[tuple[str, str, tuple[int, ...]], list[Run]] = {}
-    for run in runs:
-        tasks.setdefault((run.target.name, run.spec.fusion, run.spec.layers), []).append(run)
-    for (target, fusion, layers), alike in tasks.items():
+    """One sentence for each task."""
+    tasks: dict[str, list[Run]] = {}
+    for name, run in zip(task_names(runs), runs, strict=True):
+        tasks.setdefault(name, []).append(run)
+    for name, alike in tasks.items():
         yield Coloured(
-            task=f"{target}, {fusion}",
+            task=name,
             where=where,
             words=tuple(words),
-            layers=layers,
+            layers=alike[0].spec.layers,
             weights=np.mean([weights[run.path] for run in alike], axis=0),
             heads=len(alike),
         )

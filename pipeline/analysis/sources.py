@@ -8,7 +8,7 @@ from pipeline import figures
 from pipeline.analysis._base import Answer, Question, file_name
 from pipeline.analysis._material import Material
 from pipeline.analysis._matrix import matrix_figure, matrix_table, row_of, uniform_note
-from pipeline.analysis._noted import Group, Task, noting, tasks_of
+from pipeline.analysis._mixing import Group, Task, mixing, noting, tasks_of
 from pipeline.analysis._shares import DRAWN
 from pipeline.errors import PipelineError
 from pipeline.findings import Cell, Column, Figure, Table
@@ -19,27 +19,28 @@ TITLE = "Attention over sources"
 class Sources(Question):
     """The task x source matrix of instance attentions a_j (ATTEMPT, Figure 5), and a_j by gold class.
 
-    Runs of `attempt`, and of `mixture` on banks, have noted a_j of their dev examples. A mean is the mean
-    over runs of their means over examples; runs of one task differ by their seeds.
+    Runs of `attempt` have noted a_j of their dev examples; a_j of heads of `mixture` are computed from the
+    states of their bank. A mean is the mean over runs of their means over examples; runs of one task differ
+    by their seeds.
     """
 
     paper: ClassVar[str] = "ATTEMPT, Figure 5"
     reads_tuned: ClassVar[bool] = True
 
     def lacks(self, material: Material) -> str:
-        """Runs that have noted a_j."""
-        if not noting(material):
-            return _of_sweeps(material) or (
-                "no run that mixes sources: name runs of 'layerbank tune --method attempt' or of "
-                "'layerbank train --fusion mixture'"
+        """Runs that mix sources."""
+        if not (noting(material) or mixing(material)):
+            return (
+                "no run that mixes sources: name runs of 'layerbank tune --method attempt', or heads of "
+                "--fusion mixture"
             )
         if material.by not in (None, "class"):
             return f"--by {material.by}: sources are mixed for whole examples, give --by class"
         return ""
 
     def answer(self, material: Material) -> Answer:
-        """Averages what the runs have noted."""
-        tasks = list(tasks_of(noting(material)))
+        """Averages the shares of every example."""
+        tasks = list(tasks_of(material))
         cells = [
             cell
             for task in tasks
@@ -50,7 +51,7 @@ class Sources(Question):
         grouped = dict[Task, list[Group]]()
         for task in tasks:
             try:
-                grouped[task] = task.by_class(material)
+                grouped[task] = task.by_class()
             except (PipelineError, CacheError) as error:
                 notes.append(f"{task.name} is not shown by class: {error}")
         grouped = {task: groups for task, groups in grouped.items() if groups}
@@ -62,21 +63,11 @@ class Sources(Question):
         return Answer(tables=tuple(tables), figures=tuple(drawn), notes=tuple(notes))
 
 
-def _of_sweeps(material: Material) -> str:
-    """Says which heads have noted nothing though they mix sources; empty if there are none."""
-    found = [r.path for r in material.records if r.method == "mixture" and r not in noting(material)]
-    more = f" and {len(found) - 1} more are heads" if len(found) > 1 else " is a head"
-    cure = "of a sweep, which notes no shares: train it by 'layerbank train'"
-    return f"{found[0]}{more} {cure}" if found else ""
-
-
 def _notes(material: Material, tasks: Sequence[Task]) -> Iterator[str]:
     """What is shown otherwise than one may think, and what is not."""
     splits = sorted({task.key.split for task in tasks})
     if material.split not in ("dev", *splits):
-        yield f"attention over sources is that of split {', '.join(splits)}: training notes no other"
-    if heads := _of_sweeps(material):
-        yield heads
+        yield f"attention over source prompts is that of split {', '.join(splits)}: tuning notes no other"
     silent = list(dict.fromkeys(r.path for r in material.tuned if r not in noting(material)))
     if silent:
         more = f" and {len(silent) - 1} more mix" if len(silent) > 1 else " mixes"

@@ -41,7 +41,6 @@ class FromSources(Experiment):
         source_epochs: on a source.
         seeds: runs of each method on each target.
         batch_size: examples of a step.
-        max_length: longest example in tokens; the encoder's own bound if not given.
         runs: folder of runs, shared with other experiments that are given it; OUT/runs if not given.
     """
 
@@ -51,7 +50,6 @@ class FromSources(Experiment):
     source_epochs: int = 10
     seeds: int = 3
     batch_size: int = 32
-    max_length: int | None = None
     runs: str | None = None
 
     def __post_init__(self) -> None:
@@ -84,7 +82,6 @@ class FromSources(Experiment):
             sources=_named(lab.data[: self.sources]),
             targets=_named(lab.data[self.sources :]),
             length=self.length,
-            max_length=self.max_length,
             source_plan={"epochs": self.source_epochs, "batch_size": self.batch_size},
             plan={"epochs": self.epochs, "batch_size": self.batch_size},
         )
@@ -98,7 +95,6 @@ class Bench:
     sources: Mapping[str, Task]
     targets: Mapping[str, Task]
     length: int  # of a prompt, in tokens
-    max_length: int | None  # of an example, in tokens
     source_plan: Mapping[str, Any]
     plan: Mapping[str, Any]
 
@@ -117,10 +113,7 @@ class Bench:
 
     def _prompt_tuning(self, name: str, tasks: Sequence[Task], plan: Mapping[str, Any]) -> Path:
         options = {"length": self.length}
-        return self._tune(name, "prompt_tuning", tasks, plan=plan, options=options)
-
-    def _tune(self, name: str, method: str, tasks: Sequence[Task], **choices: Any) -> Path:
-        return self.lab.tune(name, method, tasks, max_length=self.max_length, **choices)
+        return self.lab.tune(name, "prompt_tuning", tasks, plan=plan, options=options)
 
     def run(self, method: str, target: str, seed: int) -> Path:
         """A run of any method on one target.
@@ -141,12 +134,12 @@ class Bench:
             own = {"the target": self.run("prompt_tuning", target, seed)}
             choices = {"prompts": self._folder({**self.prompts, **own})}
             choices["options"] = {"mode": "targeted", "like": "the target"}
-        return self._tune(name, method.partition("-")[0], [task], plan=plan, **choices)
+        return self.lab.tune(name, method.partition("-")[0], [task], plan=plan, **choices)
 
     def attempt(self, targets: Sequence[str], seed: int, **options: str) -> Path:
         """ATTEMPT on one target, or on several in mixed batches."""
         name = f"{'+'.join(targets)}-attempt-{seed}"
-        return self._tune(
+        return self.lab.tune(
             name,
             "attempt",
             [self.targets[target] for target in targets],

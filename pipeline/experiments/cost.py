@@ -81,7 +81,8 @@ class Cost(Experiment):
             asked=dict(vars(self)),
             seconds=time.perf_counter() - began,
             notes=(
-                f"measured: one extraction, and {self.measured_epochs} epoch(s) of each head and method; "
+                "measured: one extraction, and each head and method alone, epochs: "
+                f"{self.measured_epochs}; "
                 f"{self.heads} heads × {self.epochs} epochs are multiples of these",
                 "heads are timed one at a time; a sweep trains them in stacks and takes less",
                 "dev scores and the loading of data and encoder are not in the times of epochs",

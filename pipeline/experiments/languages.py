@@ -149,10 +149,9 @@ def _figures(lines: Sequence[Row], gains: Sequence[Row], base: str) -> list[Figu
         found.append(
             Figure(name=f"scores-{target}", title=f"{target} by language", about=about, chart=chart)
         )
-        above = [
-            g for g in gains if g["target"] == target and g["fusion"] != base and g["gain"] is not None
-        ]
-        if above:
+        # The base too, so that a fusion has one colour in both figures.
+        above = [g for g in gains if g["target"] == target and g["gain"] is not None]
+        if any(g["fusion"] != base for g in above):
             chart = figures.bars(
                 above, x="group", y="gain", series="fusion", x_title="", y_title=f"dev score above {base}"
             )

@@ -129,6 +129,7 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     ]
     chart = figures.lines(
         points, x="size", y="dev", series="method", band=("low", "high"), dashed="kind", log_x=True,
+        tips=("encoder",),
         x_title="millions of parameters of the backbone", y_title=f"dev {rows[0]['metric']}",
     )  # fmt: skip
     name = rows[0]["target"]

@@ -107,7 +107,9 @@
   };
   const narrowed = (config, room) =>
     room >= NARROW ? config
-      : { ...config, legend: { ...config.legend, orient: "bottom", columns: 2, labelLimit: room / 2 - 50 } };
+      : { ...config,
+          legend: { ...config.legend, orient: "bottom", columns: 2, labelLimit: room / 2 - 50,
+                    layout: { bottom: { anchor: "start", direction: "vertical" } } } };
   const rowsOf = (chart) => chart.data?.values ?? Object.values(chart.datasets ?? {})[0] ?? [];
   const charts = [...document.querySelectorAll("figure")].map((figure) =>
     ({ figure, box: figure.querySelector(".chart"),

@@ -59,7 +59,9 @@ def sections(found: Found, *, one_table: bool = False) -> list[Section]:
 
 
 def _findings(path: str, findings: Findings, made_by: Mapping[str, Any]) -> Section:
-    asked = ", ".join(f"{name} {_plain(value)}" for name, value in findings.asked.items())
+    asked = ", ".join(
+        f"{name} {_plain(value)}" for name, value in findings.asked.items() if value is not None
+    )
     facts = {"folder": path, "asked": asked, "time": f"{findings.seconds:,.1f} s", "paper": findings.paper}
     facts = {name: text for name, text in facts.items() if text}
     return Section(
@@ -70,7 +72,7 @@ def _findings(path: str, findings: Findings, made_by: Mapping[str, Any]) -> Sect
 
 
 def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _versions(versions: Mapping[str, str] | None) -> str:

@@ -99,7 +99,7 @@ def main() -> None:
     sources, targets = data_sets(arguments.data, work, *sizes)
     data = [f"{folder}::{column}" for folder, column in (*sources.values(), *targets.values())]
     settings = {
-        "sources": len(sources), "length": arguments.length, "max_length": arguments.max_length,
+        "sources": len(sources), "length": arguments.length,
         "seeds": arguments.seeds, "epochs": arguments.epochs, "source_epochs": arguments.epochs,
     }  # fmt: skip
     models = {"minilm": encoder, "t5": lambda: tiny_t5(work / "t5")}
@@ -134,7 +134,7 @@ def experiment(
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     return layerbank(
         "experiment", name, *data, "--encoder", model, "--out", out, "--device", "cpu",
-        "--threads", str(arguments.threads), *sets,
+        "--threads", str(arguments.threads), "--max-length", str(arguments.max_length), *sets,
     )  # fmt: skip
 
 
