@@ -147,7 +147,7 @@ def extract(
         skipped=rows.skipped,
         batch_tokens=recipe.batch_tokens,
         precision=recipe.precision,
-        notes=_notes(recipe, batch_tokens),
+        notes=[*_notes(recipe, batch_tokens), *(n for label in labels for n in label.unseen.values())],
         new_rows=writer.new_rows,
         unlabelled=unlabelled,
     )
