@@ -146,11 +146,9 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         note(f"target {name!r} has no labels on the new rows: add them with 'layerbank label'")
     for column, reason in result["skipped"].items():
         note(f"column {column!r} is no target: {reason}")
-    if missing := [split for split in ("train", "dev") if split not in result["splits"]]:
-        note(
-            f"no split {' and no split '.join(missing)}: 'layerbank train' needs both; put rows to choose by "
-            "into a file 'dev', or name other splits with --train-split and --dev-split"
-        )
+    for split in ("train", "dev"):
+        if split not in result["splits"]:
+            note(f"no file {split!r} in the data: 'layerbank train' needs it, or --{split}-split")
     if any(facts["words_cut"] for facts in result["splits"].values()):
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
     for split, facts in result["splits"].items():

@@ -518,6 +518,15 @@ def test_class_of_dev_that_train_lacks(work):
     )
 
 
+def test_data_without_dev_are_told_at_once(work):
+    (work.data / "dev.jsonl").unlink()
+    code, _, err = call(*extracting(work))
+    assert code == 0
+    assert "no file 'dev' in the data: 'layerbank train' needs it, or --dev-split" in err
+    assert "'train'" not in err
+    fails([*training(work), "--dev-split", "valid"], "no split 'valid'", "--dev-split, ")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -125,7 +125,7 @@ def test_tags_of_which_only_some_are_iob_are_an_error_with_its_position(corpus_o
 
 
 @pytest.mark.parametrize(
-    ("train", "dev", "name", "names", "codes", "said"),
+    ("train", "dev", "name", "names", "codes", "said", "wrong"),
     [
         (
             column(["b", "a"]),
@@ -133,7 +133,8 @@ def test_tags_of_which_only_some_are_iob_are_an_error_with_its_position(corpus_o
             "label",
             ("a", "aa", "b", "c"),
             [2, 1, -1, 3, 3],
-            "dev.jsonl:2: column 'label': class 'aa' and 1 other not in train: no head can learn it, so 3 of 5",
+            "dev.jsonl:2: column 'label': class 'aa' and 1 other not in train: no head can learn",
+            "so 3 of 5 labels of dev",
         ),
         (
             tagged(["B-x"]),
@@ -141,17 +142,21 @@ def test_tags_of_which_only_some_are_iob_are_an_error_with_its_position(corpus_o
             "tags",
             ("O", "B-x", "I-x", "B-y", "I-y"),
             [0, 0, 4],
-            "dev.jsonl:1: column 'tags': class 'O' and 1 other not in train: no head can learn it, so 3 of 3",
+            "dev.jsonl:1: column 'tags': class 'O' and 1 other not in train: no head can learn",
+            "so 3 of 3 labels of dev",
         ),
     ],
 )
-def test_a_class_that_train_lacks_is_a_class_and_is_told(corpus_of, train, dev, name, names, codes, said):
+def test_a_class_that_train_lacks_is_a_class_and_is_told(
+    corpus_of, train, dev, name, names, codes, said, wrong
+):
     labels, reasons = find_labels(corpus_of(train=train * 4, dev=dev))
     assert name not in reasons
     assert labels[0].names == names
     assert labels[0].values["dev"].tolist() == codes
     assert list(labels[0].unseen) == ["dev"]
     assert labels[0].unseen["dev"].startswith(said)
+    assert wrong in labels[0].unseen["dev"]
 
 
 def test_classes_that_train_has_are_not_told(corpus_of):
