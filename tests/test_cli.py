@@ -524,7 +524,7 @@ def test_data_without_dev_are_told_at_once(work):
     assert code == 0
     assert "no file 'dev' in the data: 'layerbank train' needs it, or --dev-split" in err
     assert "'train'" not in err
-    fails([*training(work), "--dev-split", "valid"], "no split 'valid'", "--dev-split, ")
+    fails([*training(work), "--dev-split", "valid"], "no split 'valid'", "--dev-split or")
 
 
 @pytest.mark.parametrize(
