@@ -664,7 +664,8 @@ def test_sweep_from_a_file_and_flags_that_win(work):
         patience = 3
         [set]
         hidden = [8, 16]
-        """
+        """,
+        encoding="utf-8-sig",  # with a byte order mark, as editors on Windows write it
     )
     found = succeed(
         "sweep", work.store, "--config", config, "--out", work.folder / "c", "--target", "intent"
