@@ -659,7 +659,8 @@ def predict(
     """Labels raw text, one JSON object a line; several runs share one forward of the encoder."""
     from pipeline import terminal
     from pipeline.device import pick_device, set_threads
-    from pipeline.predict import open_predictor, read_inputs
+    from pipeline.predict import open_predictor
+    from pipeline.raw_inputs import read_inputs
     from pipeline.tuning.folder import is_tuned
 
     set_threads(threads)

@@ -183,7 +183,7 @@ class JoinedSplit(Split):
                     f"{_path(split)}: join banks that have it of one kind"
                 )
         names = self._class_names(name) if first.names else ()
-        values = [numbered(target, names).values for target in found]
+        values = [renumbered(target, names).values for target in found]
         counts = [_units(split, first.kind) for split, _ in self._parts]
         return replace(first, names=names, values=self._by_example(values, counts))
 
@@ -225,7 +225,7 @@ class _NamedSplit(Split):
     def target(self, name: str) -> Target:
         """A target, its classes numbered as in the joined split."""
         found = super().target(name)
-        return numbered(found, self.class_names(name)) if found.names else found
+        return renumbered(found, self.class_names(name)) if found.names else found
 
 
 class _ClassNames:
@@ -305,7 +305,7 @@ class JoinedBank(Bank):
         return JoinedBank, (self._bank, self._replaced, self.pieces)
 
 
-def numbered(target: Target, names: tuple[str, ...]) -> Target:
+def renumbered(target: Target, names: tuple[str, ...]) -> Target:
     """A target with its classes numbered as in `names`, which has all of them."""
     if target.names == names:
         return target

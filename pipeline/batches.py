@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cache import Split, Target
 from cache.targets import TargetKind, spans
-from pipeline.answers import AnswerTexts, grader
 from pipeline.feed import Batch, Feed, Resident, Streamed
+from pipeline.grading import AnswerTexts, grader
 from pipeline.head import Head, Inputs
 from pipeline.metrics import Texts
 from pipeline.selection import Selection, TokenSet, select

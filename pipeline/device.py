@@ -1,14 +1,21 @@
 """Which device computes, and with how many threads."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pipeline.errors import PipelineError
+
+SHARED_PRODUCTS = 2**24
+"""Multiplications and additions of a step from which on threads that share them pay (docs/log.md)."""
+
+CGROUP = Path("/sys/fs/cgroup")
 
 Run = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 """Does some jobs and gives what each made, in their order."""
@@ -85,16 +92,19 @@ def one_thread_each(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def side_by_side(device: torch.device, n_jobs: int) -> Iterator[Run]:
+def side_by_side(device: torch.device, n_jobs: int, n_products: float = math.inf) -> Iterator[Run]:
     """What runs jobs: on a CPU each on a thread of its own, where there are enough of them for all threads.
 
     Args:
         device: where the jobs compute.
         n_jobs: how many there will be at a time.
+        n_products: multiplications and additions of all of them; small ones share no product.
     """
     threads = torch.get_num_threads()
     if device.type != "cpu" or not 1 < threads <= n_jobs:
-        yield lambda jobs: [job() for job in jobs]
+        small = n_products < SHARED_PRODUCTS
+        with one_thread_each(device) if small else nullcontext():
+            yield lambda jobs: [job() for job in jobs]
         return
     with one_thread_each(device), ThreadPoolExecutor(threads, thread_name_prefix="side-by-side") as pool:
         yield lambda jobs: list(pool.map(lambda job: job(), jobs))
@@ -107,7 +117,21 @@ def asked_threads() -> int | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS binds no process to cores
+    """Cores that this process may keep busy: those it may run on, or fewer by a container's quota."""
+    # macOS binds no process to cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota())))
+
+
+def _quota() -> float:
+    """Cores' worth of time that Linux grants the container."""
+    try:
+        if (both := CGROUP / "cpu.max").is_file():
+            quota, period = both.read_text().split()
+        else:
+            quota, period = (
+                (CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    except (OSError, ValueError):  # no such files, or "max"
+        return math.inf

@@ -67,6 +67,16 @@ class Fitting:
         """The heads that have not ended."""
         return [k for group in self.groups for k in group.numbers]
 
+    @property
+    def n_parameters(self) -> int:
+        """Trained parameters of the heads that have not ended."""
+        return sum(p.numel() for group in self.groups for p in group.optimizer.parameters)
+
+    @property
+    def tokens_a_step(self) -> float:
+        """Tokens that a step reads on average."""
+        return self.job.train.n_tokens / max(1, self.steps)
+
     def begin_epoch(self) -> None:
         """Makes ready for a pass over the training examples."""
         for group in self.groups:

@@ -80,10 +80,13 @@ class Head(nn.Module):
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "head unit score"]:
         """Scores of every unit, for each head."""
-        if inputs.decoded is None:
-            fused = self.fusion(inputs.states, inputs.lengths)
-        else:
+        only_product = self.decoder.only_product
+        if inputs.decoded is not None:
             fused = self.fusion.at(inputs.states, inputs.lengths, inputs.decoded)
+        elif only_product is not None:
+            return self.fusion.scored(inputs.states, inputs.lengths, only_product)
+        else:
+            fused = self.fusion(inputs.states, inputs.lengths)
         scores: Tensor = self.decoder(fused, inputs.decoded_lengths)
         return scores
 

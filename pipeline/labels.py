@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from cache.targets import Target as BankTarget
 from cache.targets import TargetKind
-from pipeline.answers import Answers, kind_of, locate, numbered, packed, read_answers, read_choices
+from pipeline.answers import Answers, grouped, kind_of, locate, packed, read_answers, read_choices
 from pipeline.conll import IOB
 from pipeline.corpus import Corpus, Split
 from pipeline.errors import PipelineError, nearest
@@ -220,7 +220,7 @@ def _beside(corpus: Corpus, target: Target | None) -> dict[str, dict[str, np.nda
     if target.option_texts is not None:
         return {name: packed(table[target.option_texts].to_pylist()) for name, table in having.items()}
     keys = {name: [table[c].to_pylist() for c in target.grouped_by] for name, table in having.items()}
-    return {name: numbered(list(zip(*columns, strict=True))) for name, columns in keys.items()}
+    return {name: grouped(list(zip(*columns, strict=True))) for name, columns in keys.items()}
 
 
 def _values(corpus: Corpus, column: str) -> dict[str, _Values]:

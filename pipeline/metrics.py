@@ -78,7 +78,7 @@ def resolve(metric: str | None, kind: TargetKind, names: Sequence[str] = ()) -> 
 
 @runtime_checkable
 class Texts(Protocol):
-    """What scores answers: spans, texts of options, whole questions (see `pipeline.answers`)."""
+    """What scores answers: spans, texts of options, whole questions (see `pipeline.grading`)."""
 
     def score(self, predictions: Int[np.ndarray, "head unit ..."]) -> dict[str, Scores]:
         """The scores by name, such as `span_f1` and `exact_match`."""

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union
 
 from pipeline.errors import PipelineError, nearest
 
-KINDS = {
+PART_KINDS = {
     "fusion": ("pipeline.fusions", "FUSION"),
     "decoder": ("pipeline.decoders", "DECODER"),
     "method": ("pipeline.early_fusion", "METHOD"),
@@ -36,7 +36,7 @@ def names(kind: str) -> list[str]:
     >>> "attention" in names("fusion")
     True
     """
-    package, _ = KINDS[kind]
+    package, _ = PART_KINDS[kind]
     found = pkgutil.iter_modules(importlib.import_module(package).__path__)
     return sorted(module.name for module in found if not module.name.startswith("_"))
 
@@ -45,7 +45,7 @@ def load(kind: str, name: str) -> Any:
     """Imports a part.
 
     Args:
-        kind: a key of `KINDS`.
+        kind: a key of `PART_KINDS`.
         name: one of `names(kind)`; or the dotted path of a module outside the project that ends with
             the kind's constant; or the dotted path of the part itself, ``package.module.ClassName``.
 
@@ -55,7 +55,7 @@ def load(kind: str, name: str) -> Any:
     Raises:
         PipelineError: there is no such part.
     """
-    package, constant = KINDS[kind]
+    package, constant = PART_KINDS[kind]
     if "." in name:
         return _outside(kind, name, constant)
     if name not in names(kind):

@@ -4,11 +4,9 @@ This is how the late-fusion papers mean to deploy: many tasks, one frozen encode
 """
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,6 @@ from cache.layout import Keep
 from cache.targets import spans
 from pipeline.answers import context_offsets
 from pipeline.arrays import TORCH_DTYPES
-from pipeline.columns import Rows as FileRows
 from pipeline.device import pick_device
 from pipeline.encoder import Encoder, open_encoder
 from pipeline.errors import PipelineError
@@ -29,14 +26,11 @@ from pipeline.fitting import scores_of
 from pipeline.head import Inputs
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import is_fast
-from pipeline.readers import read_file
+from pipeline.raw_inputs import RawInputs, words_based
 from pipeline.results import Run, load_run
 from pipeline.selection import Selection, select
 from pipeline.tokens import Inputs as Texts
 from pipeline.tokens import Tokens, tokenize
-
-_TABLES = (".csv", ".json", ".parquet")
-"""Files that are not read as one text a line by mistake."""
 
 CHUNK_ROWS = 256
 """Inputs that share a forward and are held at once."""
@@ -202,7 +196,7 @@ class Predictor:
                     row |= {name: count for name, count in lost.items() if count}
                 yield row
 
-    def predict_rows(self, rows: "Rows") -> Iterator[dict[str, Any]]:
+    def predict_rows(self, rows: RawInputs) -> Iterator[dict[str, Any]]:
         """Each input as it is shown, with its predictions; see `predict`."""
         for shown, predicted in zip(rows.shown, self.predict(rows.texts, rows.pairs), strict=True):
             yield {**shown, **predicted}
@@ -279,24 +273,6 @@ def _reading(run: Run) -> tuple[int, str, bool, bool, bool]:
     )
 
 
-@runtime_checkable
-class Reader(Protocol):
-    """A run, as far as it tells what its inputs are."""
-
-    @property
-    def path(self) -> str:
-        """Its folder."""
-
-    @property
-    def source(self) -> Any:
-        """What it was trained on; has `columns`."""
-
-
-def words_based(run: Reader) -> bool:
-    """Whether a run was trained on lists of words."""
-    return run.source.columns.get("words") is not None
-
-
 def open_predictor(
     paths: Sequence[str],
     *,
@@ -341,110 +317,3 @@ def encoder_of(
         words=words_based(run),
         trust_remote_code=trust_remote_code,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Inputs to label, and how each is shown in the output."""
-
-    texts: list[Any]  # strings or lists of words
-    pairs: list[Any] | None
-    shown: list[dict[str, Any]]
-
-
-def read_inputs(run: Reader, texts: Sequence[str], file: str | None) -> Rows:
-    """Reads what is to be labelled.
-
-    Args:
-        run: tells whether inputs are words, texts or pairs of texts.
-        texts: given on the command line; words are cut at white space, a pair at its tab.
-        file: rows in jsonl with the columns of the bank, or one text a line; ``-`` is standard input.
-
-    Raises:
-        PipelineError: both or neither are given, the file cannot be read, or a row does not fit.
-    """
-    if bool(texts) == (file is not None):
-        raise PipelineError("predict needs texts or --file, one of the two")
-    if file is None:
-        return _from_lines(run, texts)
-    if file.endswith(".jsonl"):
-        return _from_jsonl(run, file)
-    if file.endswith(_TABLES):
-        raise PipelineError(f"--file {file}: give rows as jsonl, or a file of one text a line")
-    return _from_lines(run, _read_lines(file))
-
-
-def _read_lines(file: str) -> list[str]:
-    try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"--file {file} cannot be read: {error}") from error
-    # Not `splitlines`: a text may hold a form feed or one of Unicode's line separators.
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _from_lines(run: Reader, lines: Sequence[str]) -> Rows:
-    if words_based(run):
-        words = [line.split() for line in lines]
-        return Rows(texts=words, pairs=None, shown=[{"tokens": row} for row in words])
-    if run.source.columns.get("options") is not None:
-        return _options_from_lines(run, lines)
-    if run.source.columns.get("text_pair") is None:
-        return Rows(texts=list(lines), pairs=None, shown=[{"text": line} for line in lines])
-    halves = [line.split("\t") for line in lines]
-    for number, half in enumerate(halves, start=1):
-        if len(half) != 2:
-            raise PipelineError(
-                f"input {number}: {run.path} was trained on pairs: give the two texts with a tab between"
-            )
-    return Rows(
-        texts=[half[0] for half in halves],
-        pairs=[half[1] for half in halves],
-        shown=[{"text": a, "text_pair": b} for a, b in halves],
-    )
-
-
-def _options_from_lines(run: Reader, lines: Sequence[str]) -> Rows:
-    parts = [line.split("\t") for line in lines]
-    for number, part in enumerate(parts, start=1):
-        if len(part) < 2:
-            raise PipelineError(
-                f"input {number}: {run.path} chooses among options: give the text and the options with "
-                "tabs between"
-            )
-    return Rows(
-        texts=[part[0] for part in parts],
-        pairs=[part[1:] for part in parts],
-        shown=[{"text": part[0], "options": part[1:]} for part in parts],
-    )
-
-
-def _from_jsonl(run: Reader, file: str) -> Rows:
-    columns = run.source.columns
-    rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
-    for column in columns.values():
-        if column is not None and column not in rows.table.column_names:
-            found = ", ".join(rows.table.column_names)
-            raise PipelineError(
-                f"{file}: no column {column!r}, found {found}: {run.path} reads that column"
-            )
-    first = columns.get("words") or columns.get("text") or ""
-    texts = rows.table[first].to_pylist()
-    _check_types(rows, first, words=words_based(run))
-    pair = columns.get("text_pair") or columns.get("options")
-    pairs = None if pair is None else rows.table[pair].to_pylist()
-    if pair is not None:
-        _check_types(rows, pair, words=columns.get("options") is not None)
-    shown = rows.table.select([c for c in columns.values() if c]).to_pylist()
-    return Rows(texts=texts, pairs=pairs, shown=shown)
-
-
-def _check_types(rows: FileRows, column: str, *, words: bool) -> None:
-    """Every value is a text, or a list of words."""
-    for row, value in enumerate(rows.table[column].to_pylist()):
-        fits = isinstance(value, list) and all(isinstance(word, str) for word in value)
-        if not (fits if words else isinstance(value, str)):
-            kind = "a list of words" if words else "a text"
-            raise PipelineError(
-                f"{rows.where(row)}: column {column!r}: {value!r} where {kind} was expected"
-            )

@@ -1,18 +1,13 @@
 """Trains stacks of one bank: those that read the same tokens together, as far as memory goes."""
 
 import itertools
-import json
-import os
-import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 
 from cache import Bank, JoinedBank, Piece, open_bank
@@ -20,17 +15,16 @@ from pipeline import batches, metrics
 from pipeline.batches import Feeds, Key, feed_key
 from pipeline.device import pick_device
 from pipeline.errors import PipelineError
-from pipeline.fitting import GROUP, Fitting, group_size, worse_half
-from pipeline.folders import write_tensors
+from pipeline.fitting import GROUP, Fitting, group_size
 from pipeline.grid import Shape, Stack
 from pipeline.head import Head, build_head
 from pipeline.job import Goal, HeadRates, Job, Schedule, Trained, build_one, open_target, plan_goal, prepare
+from pipeline.rungs import climb, lots_of
 from pipeline.selection import select
 from pipeline.stack import stack as join
+from pipeline.stack_checkpoints import StackCheckpoints
 from pipeline.train import Progress, fit_together, predictions
-
-CHECKPOINT_S = 20.0
-"""Seconds between two checkpoints of a stack; one is written after an epoch."""
+from pipeline.waves import Need, stack_size, vector_bytes, waves, weight_bytes
 
 STACKS = "stacks"
 """Folder, in a sweep's, of the stacks that are done and of the checkpoints of the others."""
@@ -91,6 +85,7 @@ class Runner:
     ) -> None:
         self.plan, self.note, self.progress = plan, note, progress
         self.checkpoints = checkpoints
+        self._kept = StackCheckpoints(checkpoints)
 
     @cached_property
     def device(self) -> torch.device:
@@ -173,30 +168,21 @@ class Runner:
 
         lots = lots_of(stacks, self.plan.schedule)
         whole = sorted((lot[0] for lot in lots if len(lot) == 1), key=stream)
+        at_work = torch.get_num_threads() if self.device.type == "cpu" else 1
         for _, same in itertools.groupby(whole, key=stream):
-            for wave in self._waves(list(same), goals, heads):
+            needs = [self._need(stack, goals[stack], heads[stack]) for stack in same]
+            for wave in waves(needs, self._feeds.budget_bytes // 2, at_work=at_work):
                 yield from self._train_wave(wave)
         for lot in lots:
             if len(lot) > 1:
                 yield from self._train_by_rungs(lot)
 
-    def _waves(
-        self, stacks: Sequence[Stack], goals: Mapping[Stack, Goal], heads: Mapping[Stack, Head]
-    ) -> Iterator[list[Stack]]:
-        """Stacks of one stream in groups that fit the memory: all weights, the vectors of those at work."""
-        wave: list[Stack] = []
-        weights, vectors = 0, list[float]()
-        at_work = torch.get_num_threads() if self.device.type == "cpu" else 1
-        for stack in stacks:
-            n_heads, tokens = len(stack.rates), self._batch_tokens(stack, heads[stack])
-            weights += n_heads * weight_bytes(heads[stack])
-            vectors.append(min(n_heads, GROUP) * vector_bytes(goals[stack], tokens))
-            if wave and weights + sum(sorted(vectors)[-at_work:]) > self._feeds.budget_bytes // 2:
-                yield wave
-                wave, weights, vectors = [], n_heads * weight_bytes(heads[stack]), vectors[-1:]
-            wave.append(stack)
-        if wave:
-            yield wave
+    def _need(self, stack: Stack, goal: Goal, head: Head) -> Need:
+        n_heads = len(stack.rates)
+        vectors = vector_bytes(goal, self._batch_tokens(stack, head))
+        return Need(
+            stack=stack, weights=n_heads * weight_bytes(head), vectors=min(n_heads, GROUP) * vectors
+        )
 
     def _batch_tokens(self, stack: Stack, head: Head) -> float:
         """Tokens of a batch, on average."""
@@ -204,11 +190,14 @@ class Runner:
         return stack.shape.batch_size * len(select(split, head).read.position) / max(1, split.n_examples)
 
     def _train_wave(self, stacks: Sequence[Stack]) -> Iterator[Outcome]:
-        fittings = {stack: self._open(stack, self._checkpoint(stack)) for stack in stacks}
-        by_epoch = sorted(fittings.values(), key=lambda fitting: fitting.epoch)
-        for _, group in itertools.groupby(by_epoch, key=lambda fitting: fitting.epoch):
-            together = list(group)
-            fit_together(together, self.progress, self._keeper(fittings, together))
+        fittings = {stack: self._open(stack, self._kept) for stack in stacks}
+
+        def epoch(one: tuple[Stack, Fitting]) -> int:
+            return one[1].epoch
+
+        for _, group in itertools.groupby(sorted(fittings.items(), key=epoch), key=epoch):
+            together = dict(group)
+            fit_together(list(together.values()), self.progress, self._kept.keeper(together))
         for stack, fitting in fittings.items():
             yield self._outcome(stack, fitting)
 
@@ -218,29 +207,24 @@ class Runner:
         Meanwhile each waits on disk. Nothing is kept of a ranking: it follows from what the pieces have
         behind them, and one that went on to a later rung before a kill is ranked as it was.
         """
-        rung_of: list[dict[int, int]] = [{} for _ in pieces]  # of the heads that have left
         with tempfile.TemporaryDirectory(prefix="layerbank-") as scratch:
-            paths = [_checkpoint_in(self.checkpoints or Path(scratch), piece) for piece in pieces]
-            waiting = list(zip(pieces, paths, rung_of, strict=True))
-            for epoch in self.plan.schedule.rungs:
-                leaving = worse_half([self._standings(*piece, epoch) for piece in waiting])
-                for left, heads in zip(rung_of, leaving, strict=True):
-                    left |= dict.fromkeys(heads, epoch)
-            for stack, path, left in waiting:
-                yield self._outcome(stack, self._train_piece(stack, path, left))
+            waiting = StackCheckpoints(self.checkpoints or Path(scratch))
 
-    def _standings(self, stack: Stack, path: Path, left: Mapping[int, int], epoch: int) -> dict[int, float]:
-        """How the heads of a piece stand at a rung; the piece is left on disk."""
-        fitting = self._train_piece(stack, path, left, epoch)
-        save_checkpoint(path, fitting)
-        return fitting.record.standings(epoch)
+            def standings(piece: Stack, left: Mapping[int, int], epoch: int) -> dict[int, float]:
+                fitting = self._train_piece(piece, waiting, left, epoch)
+                waiting.save(piece, fitting)
+                return fitting.record.standings(epoch)
+
+            left_of = climb(pieces, self.plan.schedule.rungs, standings)
+            for piece, left in zip(pieces, left_of, strict=True):
+                yield self._outcome(piece, self._train_piece(piece, waiting, left))
 
     def _train_piece(
-        self, stack: Stack, path: Path, left: Mapping[int, int], until: int | None = None
+        self, piece: Stack, waiting: StackCheckpoints, left: Mapping[int, int], until: int | None = None
     ) -> Fitting:
-        fitting = self._open(stack, path)
+        fitting = self._open(piece, waiting)
         fitting.leave(left)
-        fit_together([fitting], self.progress, self._keeper({stack: fitting}, [fitting]), until)
+        fit_together([fitting], self.progress, self._kept.keeper({piece: fitting}), until)
         return fitting
 
     def _outcome(self, stack: Stack, fitting: Fitting) -> Outcome:
@@ -249,39 +233,17 @@ class Runner:
         goal = Goal(target=target, spec=job.spec, metric=job.metric)
         return Outcome(stack=stack, goal=goal, trained=trained, test=self._test(job, trained))
 
-    def _open(self, stack: Stack, path: Path | None) -> Fitting:
+    def _open(self, stack: Stack, kept: StackCheckpoints) -> Fitting:
         """A stack before its first epoch, or after the last that a checkpoint has."""
         job = prepare(self.bank, stack.shape.target, feeds=self._feeds, **self._choices(stack.shape))
         schedule = replace(self.plan.schedule, batch_size=stack.shape.batch_size)
         fitting = Fitting(job, stack.rates, schedule)
-        if path is not None and path.is_file():
-            load_checkpoint(path, fitting)
+        kept.load(stack, fitting)
         return fitting
-
-    def _keeper(self, fittings: Mapping[Stack, Fitting], together: Sequence[Fitting]) -> Callable[[], None]:
-        """Writes checkpoints of the stacks that train together, from time to time."""
-        last = time.monotonic()
-
-        def keep() -> None:
-            nonlocal last
-            if time.monotonic() - last < CHECKPOINT_S:
-                return
-            for stack, fitting in fittings.items():
-                path = self._checkpoint(stack)
-                if path is not None and fitting in together:
-                    save_checkpoint(path, fitting)
-            last = time.monotonic()
-
-        return keep
-
-    def _checkpoint(self, stack: Stack) -> Path | None:
-        return None if self.checkpoints is None else _checkpoint_in(self.checkpoints, stack)
 
     def forget(self, stack: Stack) -> None:
         """Removes the checkpoint of a stack that is done, and what a killed process left of one."""
-        path = self._checkpoint(stack)
-        for file in path.parent.glob(f"{path.name}*") if path is not None else ():
-            file.unlink(missing_ok=True)
+        self._kept.forget(stack)
 
     def _test(self, job: Job, trained: Sequence[Trained]) -> list[dict[str, float]]:
         """All scores of every head on the test split; none where there is no such split or target."""
@@ -325,84 +287,3 @@ class Runner:
             "dev_split": self.plan.splits["dev"],
             "depth": self.plan.depth,
         }
-
-
-def lots_of(stacks: Sequence[Stack], schedule: Schedule) -> list[list[Stack]]:
-    """What one machine has to train: a stack, or with rungs all pieces of one, which are ranked together.
-
-    Args:
-        stacks: pieces that `Runner.fitting` gave.
-        schedule: of all.
-    """
-    distinct = list(dict.fromkeys(stacks))
-    if not schedule.rungs:
-        return [[stack] for stack in distinct]
-    lots: dict[Shape, list[Stack]] = {}
-    for stack in distinct:
-        lots.setdefault(stack.shape, []).append(stack)
-    return list(lots.values())
-
-
-def weight_bytes(head: Head) -> int:
-    """What a head in training keeps: weights, gradient, moments, the best epoch's copy, and buffers."""
-    return 4 * (5 * head.n_parameters()[0] + sum(buffer.numel() for buffer in head.buffers()))
-
-
-def vector_bytes(goal: Goal, tokens: float) -> float:
-    """What a head's forward over some tokens keeps, and the gradients of that."""
-    return 4 * 2 * tokens * ((len(goal.spec.layers) + 8) * goal.spec.width + goal.spec.n_classes)
-
-
-def stack_size(goal: Goal, head: Head, tokens: float, memory_bytes: int) -> int:
-    """How many heads of a shape fit the memory: what each keeps, and a batch's vectors.
-
-    Args:
-        goal: their shape.
-        head: one of them.
-        tokens: of a batch.
-        memory_bytes: for heads.
-
-    Raises:
-        PipelineError: not even one fits.
-    """
-    each = int(weight_bytes(head) + vector_bytes(goal, tokens))
-    if each > memory_bytes:
-        raise PipelineError(
-            f"--memory {2 * memory_bytes / 2**30:.2g}GiB: one head of {goal.spec.fusion} takes about "
-            f"{each / 2**30:.2g}GiB of the half that is for heads, give more or lower --batch-size"
-        )
-    return memory_bytes // each
-
-
-def _checkpoint_in(folder: Path, stack: Stack) -> Path:
-    return folder / f"{stack.digest}.safetensors"
-
-
-def save_checkpoint(path: Path, fitting: Fitting) -> None:
-    """Writes the state of a stack: under another name first, then renamed.
-
-    Raises:
-        PipelineError: the disk refuses.
-    """
-    tensors, values = fitting.state()
-    # A name of its own: a worker that was given up for dead may still be writing the same one.
-    partial = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_tensors(partial, whole, {"values": json.dumps(values)})
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise PipelineError(f"{path} cannot be written: {error}") from error
-
-
-def load_checkpoint(path: Path, fitting: Fitting) -> None:
-    """Puts a stack to where a checkpoint has it; one that is damaged is as good as none."""
-    try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            values = json.loads(file.metadata()["values"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
-        return
-    fitting.resume(tensors, values)

@@ -31,7 +31,7 @@ _KEPT_BY = {
 }
 """The `--keep` of the banks that have some tokens, the smallest last."""
 
-KINDS: dict[str, tuple[Kind, ...]] = {
+KINDS_READ: dict[str, tuple[Kind, ...]] = {
     "words": (Kind.WORD,),
     "pair": (Kind.PAIR_WORD, Kind.PAIR_CONTINUATION),
     "options": (Kind.OPTION,),
@@ -100,7 +100,7 @@ def token_set(table: TokenTable, tokens: str, *, why: str) -> TokenSet:
     position = ranges(table.start, table.length)
     if tokens in ("all", "masked"):
         return TokenSet(position=position, count=table.length)
-    wanted = np.isin(table.kind[position], KINDS[tokens])
+    wanted = np.isin(table.kind[position], KINDS_READ[tokens])
     before, ends = spans(wanted.view(np.int8)), spans(table.length)
     return TokenSet(position=position[wanted], count=np.diff(before[ends]))
 

@@ -20,7 +20,8 @@ from pipeline.device import pick_device, pick_precision
 from pipeline.grid import Stack
 from pipeline.job import Precision
 from pipeline.results import SWEEP
-from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, Train, lots_of
+from pipeline.rungs import lots_of
+from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, Train
 from pipeline.worker import address, at_work, check_wanted, see_bank
 
 if TYPE_CHECKING:

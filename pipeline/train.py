@@ -101,7 +101,8 @@ def train_epoch(fittings: Sequence[Fitting], epoch: int) -> list[float]:
         batch_size=schedule.batch_size,
         dtype=getattr(torch, schedule.precision),
     )
-    with side_by_side(feed.device, len(owners)) as run:
+    products = sum(fitting.n_parameters * fitting.tokens_a_step for fitting in fittings)
+    with side_by_side(feed.device, len(owners), products) as run:
         for step, batch in enumerate(stream):
             jobs = [job for fitting in fittings for job in fitting.steps_of(batch, step)]
             dearest_first = np.argsort(-costs)  # so that no thread has a dear one alone at the end

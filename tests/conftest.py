@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Tests are small: one thread, here and in the processes they start, is fastest and never waits for a core.
@@ -12,6 +13,10 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 install_import_hook(["pipeline", "cache"], "beartype.beartype")
+
+# No clock in a test of properties: a busy machine is no failure.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 # Builders that several test files share lie beside them; importlib mode adds no folder by itself.
 sys.path.append(str(Path(__file__).parent))

@@ -20,7 +20,7 @@ from banks import (
     splits,
     write,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -38,7 +38,6 @@ def ranges_of(states, n_tokens=100):
     return from_ranges(states.min(2), states.max(2), counts)
 
 
-@settings(deadline=None)
 @given(
     states=arrays.arrays(np.float32, (2, 2, 9, 5), elements=st.floats(-1e4, 1e4, width=32)),
     offset=st.floats(-100, 100, width=32),

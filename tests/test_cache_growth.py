@@ -8,7 +8,7 @@ import pytest
 import zarr
 from banks import block_of, files_of, make, recipe, rows, states_of, zeros
 from faults import FAULT, Killed
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import BankIncomplete, CacheError, Rows, Target, Writer, open_bank
@@ -19,7 +19,6 @@ from cache.verify import verify
 LENGTHS = st.lists(st.integers(0, 20), max_size=40).map(lambda lengths: np.array(lengths, dtype=np.int32))
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(one=LENGTHS, more=LENGTHS, seed=st.integers(0, 99))
 def test_further_rows_lie_in_blocks_of_their_own_and_the_others_stay(one, more, seed):
     before = deal(one, block_tokens=20, seed=seed)
@@ -68,7 +67,6 @@ def test_each_growth_is_dealt_in_an_order_of_its_own():
 TEXTS = st.lists(st.integers(0, 5), max_size=25)
 
 
-@settings(deadline=None)
 @given(dealt=TEXTS, offered=TEXTS, before=st.lists(st.integers(-1, 30), max_size=25), data=st.data())
 def test_texts_are_matched_as_often_as_they_are_there(dealt, offered, before, data):
     row = None

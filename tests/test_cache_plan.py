@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.errors import CacheError
@@ -121,7 +121,6 @@ PAIRS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 8)), max_size=60).
 )
 
 
-@settings(deadline=None)
 @given(lengths=PAIRS, seed=SEEDS)
 def test_all_tokens_and_words_are_dealt_alike(lengths, seed):
     plans = [deal(lengths, block_tokens=30, seed=seed, kept=kept) for kept in (0, 1)]
@@ -137,7 +136,6 @@ def test_all_tokens_and_words_are_dealt_alike(lengths, seed):
         assert words.start[words.examples(block)][0] == block * words.block_tokens
 
 
-@settings(deadline=None)
 @given(lengths=PAIRS, more=PAIRS, again=PAIRS, seed=SEEDS)
 def test_all_tokens_and_words_grow_alike(lengths, more, again, seed):
     plans = [deal(lengths, block_tokens=30, seed=seed, kept=kept) for kept in (0, 1)]

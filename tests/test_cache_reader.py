@@ -122,7 +122,7 @@ def test_gather_gives_the_states_of_each_example(bank):
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 def test_gather_and_take_agree_with_slices_for_any_choice(plain, data):
     split = plain.split("train")
     whole = expected(split)

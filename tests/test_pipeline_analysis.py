@@ -319,10 +319,10 @@ def test_kinds_of_words(text):
     first, words = _words.words(kind, ids, tokenizer)
     assert words[:3] == ["[CLS]", "open", "the"]
     assert words[3:] == ["radios", "[UNK]", "[UNK]", "[SEP]"]
-    kinds = [_words.KINDS[k] for k in _words.kinds(kind, ids, tokenizer)]
+    kinds = [_words.KIND_NAMES[k] for k in _words.kinds(kind, ids, tokenizer)]
     assert kinds[0] == kinds[-1] == "special token"
     assert [kinds[k] for k in first[1:4]] == ["word"] * 3
-    assert _words.kinds(kind, ids, None).tolist().count(_words.KINDS.index("word")) == 5
+    assert _words.kinds(kind, ids, None).tolist().count(_words.KIND_NAMES.index("word")) == 5
 
 
 @pytest.mark.parametrize("sentence", ["2", "open the radios 7 ?"])

@@ -12,18 +12,20 @@ from questions import choice_rows, question_rows, write
 
 from cache import Kind, open_bank
 from pipeline import answers as module
-from pipeline.answers import AnswerTexts, context_offsets, exact_match, f1, normalise
+from pipeline.answers import context_offsets
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.evaluate import evaluate, open_bank_of
 from pipeline.extract import extract
+from pipeline.grading import AnswerTexts, exact_match, f1, normalise
 from pipeline.grid import Grid
 from pipeline.job import Schedule
 from pipeline.label import label
 from pipeline.labels import find_labels, read_labels
-from pipeline.predict import open_predictor, read_inputs
+from pipeline.predict import open_predictor
+from pipeline.raw_inputs import read_inputs
 from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.runner import Plan
@@ -76,7 +78,7 @@ def test_answers_are_compared_as_squad_compares_them(predicted, answer, exact, o
 
 
 @given(st.text(alphabet="abthe AN,.'-\n", max_size=20))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_normalising_is_word_by_word(text):
     kept = "".join(c for c in text if c not in string.punctuation).lower()
     words = [word for word in re.split(r"\s+", kept) if word not in ("a", "an", "the", "")]
@@ -123,7 +125,7 @@ def test_answers_cut_off_are_counted_and_have_no_span(tmp_path, encoder):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_an_answer_is_found_by_its_characters(data):
     context = data.draw(st.text(alphabet="ab -", min_size=1, max_size=24))
     first = data.draw(st.integers(0, len(context) - 1))

@@ -243,9 +243,9 @@ def watched(folder):
         name = "watched"
 
         def setup(self, worker):
-            from pipeline import runner, train
+            from pipeline import stack_checkpoints, train
 
-            self.before = runner.CHECKPOINT_S, train.train_epoch
+            self.before = stack_checkpoints.CHECKPOINT_S, train.train_epoch
 
             def train_epoch(fittings, epoch):
                 with (folder / fittings[0].job.spec.fusion).open("a") as file:
@@ -258,12 +258,12 @@ def watched(folder):
                         pass
                 return self.before[1](fittings, epoch)
 
-            runner.CHECKPOINT_S, train.train_epoch = 0, train_epoch
+            stack_checkpoints.CHECKPOINT_S, train.train_epoch = 0, train_epoch
 
         def teardown(self, worker):
-            from pipeline import runner, train
+            from pipeline import stack_checkpoints, train
 
-            runner.CHECKPOINT_S, train.train_epoch = self.before
+            stack_checkpoints.CHECKPOINT_S, train.train_epoch = self.before
 
     return Watched()
 

@@ -186,7 +186,7 @@ def path_score(crf, head, emissions, path):
     scale=st.sampled_from([0.1, 1.0, 16.0]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_crf_is_a_sum_over_all_paths(lengths, n_tags, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     crf = random_crf(n_tags, 2, scale, generator).requires_grad_(False)
@@ -280,7 +280,7 @@ def test_viterbi_in_groups_of_heads_is_the_same(monkeypatch):
     longest=st.integers(1, 7),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_span_is_the_best_of_all_that_are_allowed(lengths, longest, seed):
     generator = torch.Generator().manual_seed(seed)
     decoder = build("span", {"longest": longest})
@@ -304,7 +304,7 @@ def test_a_span_is_the_best_of_all_that_are_allowed(lengths, longest, seed):
 
 
 @given(lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_choice_is_a_softmax_over_the_options_of_a_question(lengths, seed):
     generator = torch.Generator().manual_seed(seed)
     decoder = build("choice", {})

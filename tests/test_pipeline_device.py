@@ -4,7 +4,8 @@ import threading
 import pytest
 import torch
 
-from pipeline.device import pick_device, set_threads, side_by_side
+from pipeline import device
+from pipeline.device import SHARED_PRODUCTS, pick_device, set_threads, side_by_side
 from pipeline.errors import PipelineError
 
 
@@ -90,3 +91,40 @@ def test_fewer_jobs_than_threads_come_one_after_the_other_on_all_threads():
     finally:
         torch.set_num_threads(before)
     assert found == [(threading.current_thread(), 3, 0), (threading.current_thread(), 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("n_products", "threads"), [(SHARED_PRODUCTS - 1.0, 1), (SHARED_PRODUCTS + 0.0, 3)]
+)
+def test_threads_share_no_product_of_a_small_job(n_products, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with side_by_side(torch.device("cpu"), 1, n_products) as run:
+            assert run([torch.get_num_threads]) == [threads]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("unasked")
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "1600000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu.max": "nonsense"}, 8),
+        ({}, 8),
+    ],
+)
+def test_threads_are_no_more_than_a_containers_quota(files, count, monkeypatch, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert device.usable_cores() == count

@@ -28,7 +28,7 @@ from pipeline.early_fusion.spot import SPoT
 from pipeline.errors import PipelineError
 from pipeline.tuning import use
 from pipeline.tuning.backbone import drop_pooler
-from pipeline.tuning.examples import make_batch
+from pipeline.tuning.batches import make_batch
 from pipeline.tuning.run import TaskAsked
 
 METHODS = parts.names("method")

@@ -215,7 +215,8 @@ def by_transformer(z, lengths, w):
 
 
 def encoder_layer(x, b):
-    q, k, v = np.split(x @ b["qkv.weight"] + b["qkv.bias"], 3, axis=-1)
+    q = x @ b["query.weight"] + b["query.bias"]
+    k, v = np.split(x @ b["key_value.weight"] + b["key_value.bias"], 2, axis=-1)
     attended = softmax(q @ k.T / math.sqrt(WIDTH), -1) @ v if len(x) else x
     x = x + attended @ b["out.weight"] + b["out.bias"]
     x = layer_norm(x, b["norm_attention.weight"], b["norm_attention.bias"])
@@ -342,13 +343,15 @@ def test_transformer_equals_torchs_encoder_layers():
             width, 3, 4 * width, dropout=0.0, activation="gelu", batch_first=True
         )
         pairs = {
-            "self_attn.in_proj_": block.qkv,
             "self_attn.out_proj.": block.out,
             "linear1.": block.up,
             "linear2.": block.down,
         }
         weights = {f"{key}weight": product.weight[0].T for key, product in pairs.items()}
         weights |= {f"{key}bias": product.bias[0, 0] for key, product in pairs.items()}
+        asking, asked = block.query, block.key_value
+        weights["self_attn.in_proj_weight"] = torch.cat([asking.weight[0].T, asked.weight[0].T])
+        weights["self_attn.in_proj_bias"] = torch.cat([asking.bias[0, 0], asked.bias[0, 0]])
         layer.load_state_dict(weights | {k: v for k, v in layer.state_dict().items() if "norm" in k})
         theirs.append(layer)
     expected = torch.nn.Sequential(*theirs)
@@ -356,6 +359,19 @@ def test_transformer_equals_torchs_encoder_layers():
     for x, y in zip(states[-1].split([4, 0, 7]), fused, strict=True):
         if len(x):
             torch.testing.assert_close(y, expected(x[None])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_transformer_sees_all_tokens_of_an_example_and_answers_for_those_chosen():
+    lengths = [3, 0, 9, 1, 6, 2, 8, 4, 7, 5, 10, 3]  # more examples than are padded to one length
+    fusion, reads = build("transformer", n=2)
+    states, counts = batch(lengths)
+    chosen = torch.tensor([0, 2, 5, 6, 7, 11, 12, 13, *range(30, 50), sum(lengths) - 1])
+    alone = [
+        fusion(x[reads], torch.tensor([x.shape[1]]))[0] for x in states.split(lengths, 1) if x.shape[1]
+    ]
+    found = fusion.at(states[reads], counts, chosen)[0]
+    torch.testing.assert_close(found, torch.cat(alone)[chosen], atol=1e-5, rtol=1e-5)
+    assert fusion.at(states[reads], counts, chosen[:0]).shape == (1, 0, WIDTH)
 
 
 @pytest.mark.parametrize(

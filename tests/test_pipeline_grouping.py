@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.grouping import group
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(lengths=st.lists(st.integers(0, 30), max_size=40), budget=st.integers(1, 2000))
 def test_every_example_stands_in_one_batch_within_the_budget(lengths, budget):
     lengths = np.array(lengths, dtype=np.int64)
@@ -33,7 +33,7 @@ def cut(sizes, counts, ends, budget):
         yield from (min(step, n - i) * size for i in range(0, n, step))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=30), budget=st.integers(9, 900))
 def test_no_other_cuts_cost_less(lengths, budget):
     lengths = np.array(lengths)

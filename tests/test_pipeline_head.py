@@ -130,6 +130,16 @@ def test_head_is_fusion_then_decoder():
     assert torch.equal(head(given), expected)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("fusion", ["affine", "attention"])
+def test_a_decoder_of_one_layer_gives_the_scores_of_fusion_then_decoder(fusion, dropout):
+    spec = plan("tags", fusion, layers="linear", dropout=dropout)
+    head, other = build_head(spec, seed=0), build_head(spec, seed=0)
+    given = inputs(spec)
+    expected = other.decoder(other.fusion(given.states, given.lengths), given.lengths)
+    torch.testing.assert_close(head(given), expected)
+
+
 def test_decoder_sees_the_chosen_tokens_alone():
     spec = plan("tags", "attention")
     head, given = build_head(spec, seed=0), inputs(spec)

@@ -51,7 +51,7 @@ def assert_entity_scores(ours, names, lengths, predictions, gold):
 
 
 @given(case=tagged())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_entity_scores_are_those_of_seqeval(case):
     names, lengths, predictions, gold = case
     ours = metrics.entity_f1(predictions, gold, names=names, lengths=lengths)
@@ -59,7 +59,7 @@ def test_entity_scores_are_those_of_seqeval(case):
 
 
 @given(case=tagged(missing=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_words_without_a_tag_are_outside_of_entities(case):
     names, lengths, predictions, gold = case
     ours = metrics.report(predictions=predictions, gold=gold, names=names, lengths=lengths)
@@ -119,7 +119,7 @@ def test_units_without_a_label_do_not_count():
     rows=st.lists(st.lists(st.integers(0, 4), min_size=8, max_size=8), min_size=3, max_size=3),
     scale=st.sampled_from([1.0, 0.1, 1e-6]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_correlations_are_those_of_scipy(rows, scale):
     gold, *predictions = np.array(rows) * scale
     ours = metrics.report(predictions=np.array(predictions), gold=gold)
@@ -192,7 +192,7 @@ def test_entities_need_entity_tags():
 
 
 @given(data=st.data(), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_accuracy_of_choices_is_a_loop_over_questions(data, lengths):
     flags = [data.draw(st.lists(st.sampled_from([0, 1]), min_size=n, max_size=n)) for n in lengths]
     gold = [[-1] * len(f) if data.draw(st.booleans()) else f for f in flags]

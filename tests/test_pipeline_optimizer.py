@@ -165,8 +165,9 @@ def parameters(head):
         idle = f"decoder.scorer.products.{len(head.decoder.scorer.products) - 1}.bias"
     found = []
     for name, value in head.named_parameters():
-        parts_of = value.detach().chunk(3, -1) if name.endswith("qkv.bias") else [value.detach()]
-        found += [part.flatten() for k, part in enumerate(parts_of) if k != 1 and name != idle]
+        value = value.detach()
+        kept = value.chunk(2, -1)[1] if name.endswith("key_value.bias") else value
+        found += [kept.flatten()] if name != idle else []
     return torch.cat(found)
 
 

@@ -16,7 +16,8 @@ from pipeline.encoder import Encoder
 from pipeline.errors import PipelineError
 from pipeline.extract import extract
 from pipeline.job import HeadRates, Schedule, open_target
-from pipeline.predict import Predictor, open_predictor, read_inputs
+from pipeline.predict import Predictor, open_predictor
+from pipeline.raw_inputs import read_inputs
 from pipeline.results import load_run
 from pipeline.run import train_run
 from pipeline.train import predictions

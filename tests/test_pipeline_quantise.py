@@ -9,7 +9,7 @@ import tiny
 import torch
 from banks import channels_of, files_of
 from encoders import SENTENCES, tiny_encoder
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -51,7 +51,6 @@ def corpus(tmp_path):
     return load_corpus(str(tmp_path / "data"))
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(
     states=arrays.arrays(np.float32, (2, 7, 3), elements=st.floats(-1e3, 1e3, width=32)),
     scale=arrays.arrays(np.float32, (2, 2, 3), elements=st.floats(0.015625, 10, width=32)),

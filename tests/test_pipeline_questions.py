@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import open_bank
-from pipeline.answers import OptionTexts, Questions, numbered, packed
+from pipeline.answers import grouped, packed
 from pipeline.convert import convert
 from pipeline.corpus import load_corpus
 from pipeline.encoder import Encoder
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
+from pipeline.grading import OptionTexts, Questions
 from pipeline.job import Schedule
 from pipeline.label import label
 from pipeline.labels import find_labels, read_labels
@@ -32,7 +33,7 @@ WORDS = ("the Red fox", "red fox", "a dog", "Dog!", "dog house", "", "house of t
 )
 def test_a_question_is_right_where_all_its_answers_are(rows):
     keys, gold, first, second = (list(column) for column in zip(*rows, strict=True))
-    found = Questions(gold=np.array(gold), group=numbered([f"q{k}" for k in keys])["group"])
+    found = Questions(gold=np.array(gold), group=grouped([f"q{k}" for k in keys])["group"])
     scores = found.score(np.array([first, second]))["question_exact_match"]
     for guesses, score in zip((first, second), scores, strict=True):
         judged = {}

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.stack import Dropout, LayerNorm, Linear, normal, stack, uniform, unstack
+from pipeline.stack import Dropout, LayerNorm, Linear, in_a_row, normal, stack, uniform, unstack
 
 
 def generator(seed=0):
@@ -171,3 +172,26 @@ def test_starting_values_come_from_the_generator_with_a_head_axis():
     assert uniform((2, 3), 0.1, generator()).shape == (1, 2, 3)
     assert torch.equal(normal((4,), 0.1, generator(1)), normal((4,), 0.1, generator(1)))
     assert not torch.equal(normal((4,), 0.1, generator(1)), normal((4,), 0.1, generator(2)))
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counted:
+        call()
+    return counted.get_total_flops()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [2, 200])
+def test_two_layers_in_a_row_are_one_after_the_other_and_never_cost_more(rows, count, bias):
+    first = stack(linears(count, 90, 60, bias=bias)).double()
+    second = stack(linears(count, 60, 3)).double()
+    x = torch.randn(1, rows, 90, generator=generator(), dtype=torch.float64)
+    parameters = [*first.parameters(), *second.parameters()]
+    found, expected = in_a_row(x, first, second), second(first(x))
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn(expected.shape, generator=generator(1), dtype=torch.float64)
+    slopes = [torch.autograd.grad((y * weights).sum(), parameters) for y in (found, expected)]
+    torch.testing.assert_close(*slopes)
+    cost, plain = flops(lambda: in_a_row(x, first, second)), flops(lambda: second(first(x)))
+    assert cost == plain if rows == 2 else cost < plain / 2

@@ -12,12 +12,13 @@ import pytest
 import tiny
 
 from cache import Split
-from pipeline import fitting, runner, train
+from pipeline import fitting, runner, stack_checkpoints, train
 from pipeline.errors import PipelineError
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import load_run
-from pipeline.runner import Plan, Runner, lots_of
+from pipeline.rungs import lots_of
+from pipeline.runner import Plan, Runner
 from pipeline.sweep import sweep
 from pipeline.train import fit
 
@@ -129,7 +130,7 @@ def test_killed_sweep_goes_on_from_its_last_checkpoint(n_epochs, rungs, tmp_path
         targets=["label", "tags"], fusions=["linear", "attention"], lr=[1e-2, 3e-3], dropout=[0.1], seeds=2
     )
     schedule = replace(SCHEDULE, rungs=rungs)
-    monkeypatch.setattr(runner, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(stack_checkpoints, "CHECKPOINT_S", 0)
     whole = run(tmp_path / "whole", grid, schedule=schedule)
     with monkeypatch.context() as patch:
         before = kill_after(patch, n_epochs)
@@ -148,7 +149,7 @@ def test_damaged_checkpoint_is_as_good_as_none(tmp_path, monkeypatch):
     grid = Grid(targets=["label"], fusions=["linear"], seeds=2)
     whole = run(tmp_path / "whole", grid)
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "CHECKPOINT_S", 0)
+        patch.setattr(stack_checkpoints, "CHECKPOINT_S", 0)
         kill_after(patch, 2)
         with pytest.raises(Killed):
             run(tmp_path / "cut", grid)
@@ -281,7 +282,7 @@ def test_rungs_rank_the_pieces_of_a_stack_as_one(pairs_at_once, tmp_path):
 
 @pytest.mark.parametrize("n_epochs", [5, -1])
 def test_killed_sweep_of_ranked_pieces_goes_on(n_epochs, pairs_at_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(stack_checkpoints, "CHECKPOINT_S", 0)
     whole = run(tmp_path / "whole", RANKED, schedule=RUNGS)
     epochs = [row["epochs"] for row in whole["rows"]]
     n_calls = sum(max(epochs[k : k + 4]) for k in (0, 4, 8))

@@ -11,9 +11,9 @@ import tuning
 from encoders import tiny_encoder, tiny_text_to_text
 
 from pipeline.errors import PipelineError
-from pipeline.predict import read_inputs
+from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import use
-from pipeline.tuning.examples import make_batch
+from pipeline.tuning.batches import make_batch
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.verbalizer import spell, verbalize
 

@@ -69,7 +69,7 @@ def kinds(word_ids, first=Kind.WORD):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows=rows_of_words, room=st.integers(1, 25))
 def test_rows_of_words_are_cut_and_counted_as_by_hand(family, rows, room):
     tokenizer = tokenizer_of(family)
@@ -92,7 +92,7 @@ def test_rows_of_words_are_cut_and_counted_as_by_hand(family, rows, room):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(text=texts, room=st.integers(1, 25))
 def test_a_text_is_cut_and_counted_as_by_hand(family, text, room):
     tokenizer = tokenizer_of(family, words=False)
@@ -108,7 +108,7 @@ def test_a_text_is_cut_and_counted_as_by_hand(family, text, room):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(text=texts, pair=texts, room=st.integers(1, 25))
 def test_of_a_pair_the_longer_is_cut_first(family, text, pair, room):
     tokenizer = tokenizer_of(family, words=False)
@@ -155,7 +155,7 @@ def test_a_marker_inside_the_text_is_a_word_and_no_special_token():
     assert tokens.kind.tolist() == [Kind.SPECIAL, 2, 2, 2, Kind.SPECIAL]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(rows=rows_of_words)
 def test_keep_masks(rows):
     for family in ("bert", "llama"):
@@ -184,7 +184,7 @@ def test_a_length_without_room_for_one_token_is_refused(family, pairs, special):
     assert tokens_of(family, texts, pairs, max_length=special + 1, words=False).length == special + 1
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rows=rows_of_words, size=st.integers(1, 5))
 def test_the_size_of_the_batches_changes_nothing(rows, size):
     tokenizer = tokenizer_of("bert")

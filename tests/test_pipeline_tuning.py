@@ -16,10 +16,10 @@ from encoders import tiny_encoder
 
 from pipeline.errors import PipelineError
 from pipeline.folders import clear_partials
-from pipeline.predict import read_inputs
+from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import folder as tuned
 from pipeline.tuning import use
-from pipeline.tuning.examples import deal, in_order, make_batch
+from pipeline.tuning.batches import deal, in_order, make_batch
 from pipeline.tuning.loop import Plan, make_accelerator
 from pipeline.tuning.run import TaskAsked, make_plan, recompute
 

@@ -70,7 +70,7 @@ def test_untouched_it_is_the_model_of_transformers_on_the_bank_s_masks(data, tmp
 
 
 def test_loss_of_a_batch_is_the_mean_over_its_tokens(data):
-    from pipeline.tuning.examples import make_batch
+    from pipeline.tuning.batches import make_batch
 
     tuned, _, job = ready(data)
     train = job.train[0]

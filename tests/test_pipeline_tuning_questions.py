@@ -11,9 +11,9 @@ from encoders import tiny_encoder
 from questions import choice_rows, question_rows, write
 
 from pipeline.errors import PipelineError
-from pipeline.predict import read_inputs
+from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import use
-from pipeline.tuning.examples import in_order, make_batch
+from pipeline.tuning.batches import in_order, make_batch
 from pipeline.tuning.loop import predictions, report
 from pipeline.tuning.run import TaskAsked
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from questions import choice_rows, question_rows, write
 
 from pipeline.errors import PipelineError
-from pipeline.predict import read_inputs
+from pipeline.raw_inputs import read_inputs
 from pipeline.tuning import use
-from pipeline.tuning.examples import make_batch
+from pipeline.tuning.batches import make_batch
 from pipeline.tuning.wording import number_text, step_of
 
 SIZES = {"train": 16, "dev": 8}

@@ -166,7 +166,7 @@ class _Reader:
             groups["position"] = Groups(names, np.minimum(place, POSITIONS))
         if by in (None, "kind"):
             kind, ids = split.kind[decoded.position], split.input_ids[decoded.position]
-            groups["kind"] = Groups(_words.KINDS, _words.kinds(kind, ids, self._tokenizer))
+            groups["kind"] = Groups(_words.KIND_NAMES, _words.kinds(kind, ids, self._tokenizer))
         return groups
 
     @cached_property

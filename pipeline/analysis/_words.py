@@ -12,7 +12,7 @@ from pipeline import checkpoint
 from pipeline.errors import PipelineError
 from pipeline.tokens import tokenizer_sha256
 
-KINDS = ("special token", "word", "number", "punctuation", "later sub-word", "option")
+KIND_NAMES = ("special token", "word", "number", "punctuation", "later sub-word", "option")
 """A word's first sub-word decides: a letter makes it a word, else a digit a number, else punctuation."""
 
 _CONTINUES = (Kind.CONTINUATION, Kind.PAIR_CONTINUATION)
@@ -45,14 +45,14 @@ def open_tokenizer(recipe: Recipe, name: str | None = None, *, trust_remote_code
 def kinds(
     kind: UInt8[ndarray, " token"], input_ids: Int[ndarray, " token"], tokenizer: Any
 ) -> Int[ndarray, " token"]:
-    """The place in `KINDS` of each token; without a tokenizer every first sub-word is a word."""
-    found = np.full(len(kind), KINDS.index("word"))
+    """The place in `KIND_NAMES` of each token; without a tokenizer every first sub-word is a word."""
+    found = np.full(len(kind), KIND_NAMES.index("word"))
     if tokenizer is not None and len(input_ids):
         ids, place = np.unique(input_ids, return_inverse=True)
-        found = np.array([KINDS.index(kind_of(text)) for text in texts(ids, tokenizer)])[place]
-    found[kind == Kind.SPECIAL] = KINDS.index("special token")
-    found[np.isin(kind, _CONTINUES)] = KINDS.index("later sub-word")
-    found[kind == Kind.OPTION] = KINDS.index("option")
+        found = np.array([KIND_NAMES.index(kind_of(text)) for text in texts(ids, tokenizer)])[place]
+    found[kind == Kind.SPECIAL] = KIND_NAMES.index("special token")
+    found[np.isin(kind, _CONTINUES)] = KIND_NAMES.index("later sub-word")
+    found[kind == Kind.OPTION] = KIND_NAMES.index("option")
     return found
 
 

@@ -18,7 +18,8 @@ from pipeline.arrays import to_torch
 from pipeline.errors import PipelineError
 from pipeline.evaluate import check_encoder
 from pipeline.findings import Cell, Column, Figure, Table
-from pipeline.predict import encode, encoder_of, layers_of, read_inputs
+from pipeline.predict import encode, encoder_of, layers_of
+from pipeline.raw_inputs import read_inputs
 from pipeline.results import Run
 from pipeline.selection import select
 from pipeline.tokens import tokenize

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -35,6 +35,11 @@ class Decoder(nn.Module, ABC):
 
     tokens: Tokens
     """Which tokens of an example it looks at; the others never reach it."""
+
+    @property
+    def only_product(self) -> Linear | None:
+        """The linear layer that is all it does to each vector, where that is so (see `Fusion.scored`)."""
+        return None
 
     @abstractmethod
     def forward(
@@ -161,6 +166,13 @@ class Scorer(nn.Module):
         pairs = list(pairwise(sizes))
         self.products = nn.ModuleList(Linear(i, o, generator=generator) for i, o in pairs)
         self.dropouts = nn.ModuleList(Dropout(dropout, seed=seed + k) for k in range(len(pairs)))
+
+    @property
+    def only_product(self) -> Linear | None:
+        """The product, where there is but one and nothing is dropped before it."""
+        product, dropout = cast(Linear, self.products[0]), cast(Dropout, self.dropouts[0])
+        dropping = self.training and any(dropout.rates)
+        return None if dropping or len(self.products) > 1 else product
 
     def forward(self, x: Float[Tensor, "#head row n_in"]) -> Float[Tensor, "head row n_out"]:
         """Scores every row, for each head."""

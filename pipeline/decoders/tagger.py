@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pipeline.decoders._base import Decoder, Layers, Scorer, Tokens, cross_entropy
-from pipeline.stack import uniform
+from pipeline.stack import Linear, uniform
 
 FLOOR = 1e-15
 """Least weight of a transition beside the likeliest one; see `_LogPartition`."""
@@ -54,6 +54,11 @@ class Tagger(Decoder):
             width, n_classes, generator=generator, seed=seed, layers=layers, hidden=hidden, dropout=dropout
         )
         self.crf = CRF(n_classes, generator=generator) if crf else None
+
+    @property
+    def only_product(self) -> Linear | None:
+        """That of its scorer."""
+        return self.scorer.only_product
 
     def forward(
         self, fused: Float[Tensor, "#head word width"], lengths: Int[Tensor, " example"]

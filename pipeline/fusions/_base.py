@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pipeline.stack import Linear
+
 
 class Fusion(nn.Module, ABC):
     """Maps the layers of a token to one vector, for each head of a stack.
@@ -96,3 +98,18 @@ class Fusion(nn.Module, ABC):
         """
         fused: Tensor = self(states, lengths)
         return fused.index_select(1, chosen)
+
+    def scored(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        scorer: Linear,
+    ) -> Float[Tensor, "head token score"]:
+        """The scores that a linear layer gives the fused vectors; a fusion may have a cheaper way to them.
+
+        Args:
+            states: as for `forward`.
+            lengths: as for `forward`.
+            scorer: what the decoder does to each vector.
+        """
+        return scorer(self(states, lengths))

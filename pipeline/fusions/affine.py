@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pipeline.fusions._base import Fusion
-from pipeline.stack import Linear
+from pipeline.stack import Linear, in_a_row
 
 
 class Affine(Fusion):
@@ -37,7 +37,20 @@ class Affine(Fusion):
         self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
     ) -> Float[Tensor, "head token width"]:
         """Maps the concatenated layers of each token, for every head."""
-        return self.product(states.transpose(0, 1).flatten(1)[None])
+        return self.product(_joined(states))
+
+    def scored(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        scorer: Linear,
+    ) -> Float[Tensor, "head token score"]:
+        """Scores of each token; two linear maps in a row are one, and few scores make that one narrow."""
+        return in_a_row(_joined(states), self.product, scorer)
+
+
+def _joined(states: Float[Tensor, "layer token width"]) -> Float[Tensor, "1 token joined"]:
+    return states.transpose(0, 1).flatten(1)[None]
 
 
 FUSION = Affine

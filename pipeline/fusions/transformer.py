@@ -1,6 +1,7 @@
 """More encoder layers on top of the frozen ones: the "Base+n" of the DWAtt paper."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,57 @@ from torch import Tensor, nn
 
 from pipeline.fusions._base import Fusion
 from pipeline.stack import LayerNorm, Linear
+
+ROWS = 8
+"""Examples padded to one length on a CPU (docs/log.md)."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples of about one length, a row of token numbers each; fill has the number of some token."""
+
+    asking: Int[Tensor, "example longest_asking"]  # among the tokens that ask
+    asked: Int[Tensor, "example longest"]  # among all tokens
+    filled: Bool[Tensor, "example longest"]  # which places of `asked` hold a token
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens see each other, and which of them ask."""
+
+    groups: list[Rows]
+    places: Int[Tensor, " asking"]  # of each token that asks, among the rows of all groups
+
+    @classmethod
+    def of(cls, lengths: Int[Tensor, " example"], n_asking: Int[Tensor, " example"]) -> "Layout":
+        """Groups the examples by length, for attention computes the fill as well.
+
+        Args:
+            lengths: tokens of each example.
+            n_asking: how many tokens of each example ask.
+        """
+        device = lengths.device
+        lengths, n_asking = lengths.cpu(), n_asking.cpu()  # a GPU would be waited for at every size
+        starts, asking_starts = lengths.cumsum(0) - lengths, n_asking.cumsum(0) - n_asking
+        by_length = lengths.argsort(stable=True)
+        by_length = by_length[n_asking[by_length] > 0]
+        groups, places, n_places = [], lengths.new_empty(int(n_asking.sum())), 0
+        for few in torch.split(by_length, ROWS if device.type == "cpu" else max(1, len(by_length))):
+            asking, asks = _in_rows(asking_starts[few], n_asking[few])
+            asked, filled = _in_rows(starts[few], lengths[few])
+            places[asking[asks]] = n_places + asks.flatten().nonzero().squeeze(1)
+            n_places += asks.numel()
+            groups.append(Rows(asking.to(device), asked.to(device), filled.to(device)))
+        return cls(groups, places.to(device))
+
+
+def _in_rows(
+    starts: Int[Tensor, " example"], lengths: Int[Tensor, " example"]
+) -> tuple[Int[Tensor, "example longest"], Bool[Tensor, "example longest"]]:
+    """Numbers of the tokens of each example, a row an example, and which places of the rows hold one."""
+    place = torch.arange(int(lengths.max()))
+    filled = place < lengths[:, None]
+    return starts[:, None] + torch.where(filled, place, 0), filled
 
 
 class EncoderLayer(nn.Module):
@@ -26,7 +78,8 @@ class EncoderLayer(nn.Module):
         super().__init__()
         # 64 values an attention head, as in BERT, where d allows it; else somewhat more.
         self.n_attentions = next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
-        self.qkv = Linear(width, 3 * width, generator=generator)
+        self.query = Linear(width, width, generator=generator)
+        self.key_value = Linear(width, 2 * width, generator=generator)
         self.out = Linear(width, width, generator=generator)
         self.norm_attention = LayerNorm(width)
         self.up = Linear(width, 4 * width, generator=generator)
@@ -36,38 +89,47 @@ class EncoderLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "#head token width"],
-        slots: Int[Tensor, " token"],
-        filled: Bool[Tensor, "example longest"],
-        chosen: Int[Tensor, " chosen"] | None = None,
-    ) -> Float[Tensor, "head answer width"]:
+        layout: Layout,
+        chosen: Int[Tensor, " asking"] | None = None,
+    ) -> Float[Tensor, "head asking width"]:
         """Lets the tokens of each example look at one another.
 
         Args:
             x: the vectors, example after example, without padding.
-            slots: place of each token in the padded batch, counted row by row.
-            filled: which places of the padded batch hold a token; at least one in each row.
-            chosen: the tokens whose vectors are wanted; None for all.
+            layout: which tokens see each other.
+            chosen: the tokens that ask, whose vectors are wanted; None for all.
         """
-        seen = self._attend(self.qkv(x), slots, filled)
-        if chosen is not None:
-            x, seen = x.index_select(1, chosen), seen.index_select(1, chosen)
-        x = self.norm_attention(x + self.out(seen))
-        return self.norm_network(x + self.down(nn.functional.gelu(self.up(x))))
+        asking = x if chosen is None else x.index_select(1, chosen)
+        seen = self._attend(self.query(asking), self.key_value(x), layout)
+        asking = self.norm_attention(asking + self.out(seen))
+        return self.norm_network(asking + self.down(nn.functional.gelu(self.up(asking))))
 
     def _attend(
         self,
-        qkv: Float[Tensor, "head token qkv"],
-        slots: Int[Tensor, " token"],
-        filled: Bool[Tensor, "example longest"],
-    ) -> Float[Tensor, "head token width"]:
-        n_heads, _, n_qkv = qkv.shape
-        padded = qkv.new_zeros(n_heads, filled.numel(), n_qkv).index_copy(1, slots, qkv)
-        split = padded.view(n_heads, *filled.shape, 3, self.n_attentions, -1)
-        # Heads of the stack and examples share the batch axis: only 4 axes reach the fast kernels.
-        q, k, v = split.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
-        mask = filled.repeat(n_heads, 1)[:, None, None]
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return mixed.transpose(1, 2).reshape(n_heads, filled.numel(), -1).index_select(1, slots)
+        queries: Float[Tensor, "head asking width"],
+        keys_values: Float[Tensor, "head token two_widths"],
+        layout: Layout,
+    ) -> Float[Tensor, "head asking width"]:
+        n_heads = len(queries)
+        found = []
+        for rows in layout.groups:
+            q = self._rows(queries, rows.asking)
+            k, v = self._rows(keys_values, rows.asked).chunk(2, dim=1)
+            mask = rows.filled.repeat(n_heads, 1)[:, None, None]
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            found.append(mixed.transpose(1, 2).reshape(n_heads, rows.asking.numel(), -1))
+        return torch.cat(found, dim=1).index_select(1, layout.places)
+
+    def _rows(
+        self, vectors: Float[Tensor, "head token width"], numbers: Int[Tensor, "example longest"]
+    ) -> Float[Tensor, "row attention longest narrow"]:
+        """Vectors of tokens in rows, divided among the attention heads.
+
+        Heads of the stack and examples share the first axis: only 4 axes reach the fast kernels.
+        """
+        padded = vectors.index_select(1, numbers.flatten())
+        width = self.query.weight.shape[-1] // self.n_attentions
+        return padded.view(len(vectors) * len(numbers), numbers.shape[1], -1, width).transpose(1, 2)
 
 
 class Transformer(Fusion):
@@ -116,17 +178,22 @@ class Transformer(Fusion):
         return self._run(states[-1:], lengths, chosen)
 
     def _run(self, x: Tensor, lengths: Tensor, chosen: Tensor | None) -> Tensor:
-        if not x.numel():
-            return x if chosen is None else x.index_select(1, chosen)
-        # An example without tokens would be a row of masked scores only, whose softmax is NaN.
-        lengths = lengths[lengths > 0]
-        filled = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        slots = filled.flatten().nonzero().squeeze(1)
+        if not (x.shape[1] if chosen is None else len(chosen)):
+            return x[:, :0]
+        n_asking = lengths if chosen is None else _counts(chosen, lengths)
         *lower, last = self.blocks
-        for block in lower:
-            x = block(x, slots, filled)
-        found: Tensor = last(x, slots, filled, chosen)
+        if lower:
+            every = Layout.of(lengths, lengths)
+            for block in lower:
+                x = block(x, every)
+        found: Tensor = last(x, Layout.of(lengths, n_asking), chosen)
         return found
+
+
+def _counts(chosen: Int[Tensor, " chosen"], lengths: Int[Tensor, " example"]) -> Int[Tensor, " example"]:
+    """How many of the tokens chosen belong to each example."""
+    example = torch.searchsorted(lengths.cumsum(0), chosen, right=True)
+    return torch.bincount(example, minlength=len(lengths))
 
 
 FUSION = Transformer

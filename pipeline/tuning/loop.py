@@ -23,7 +23,8 @@ from pipeline.errors import PipelineError
 from pipeline.optimizer import linear_schedule
 from pipeline.stack import Dropout
 from pipeline.tuning import saved
-from pipeline.tuning.examples import Batch, Examples, Picked, deal, in_order, make_batch
+from pipeline.tuning.batches import Batch, Picked, deal, in_order, make_batch
+from pipeline.tuning.examples import Examples
 from pipeline.tuning.model import Tuned
 
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}

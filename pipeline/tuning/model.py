@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline.early_fusion._base import Method
 from pipeline.head import Head, Inputs
 from pipeline.tuning.backbone import Backbone
-from pipeline.tuning.examples import Batch, Part
+from pipeline.tuning.batches import Batch, Part
 from pipeline.tuning.wording import Wording
 
 

@@ -21,8 +21,9 @@ from pipeline.labels import Labels, read_labels
 from pipeline.results import finite
 from pipeline.tuning import folder
 from pipeline.tuning.backbone import Backbone, load_backbone
+from pipeline.tuning.batches import in_order, make_batch
 from pipeline.tuning.build import assemble, load_method, plan_task_head, split_options
-from pipeline.tuning.examples import Examples, in_order, make_batch
+from pipeline.tuning.examples import Examples
 from pipeline.tuning.folder import Source, TaskSpec, TunedRun
 from pipeline.tuning.labelled import LabelledText
 from pipeline.tuning.loop import Epoch, Job, Plan, Progress, fit, learned, make_accelerator
@@ -31,7 +32,7 @@ from pipeline.tuning.model import Tuned, moved
 from pipeline.tuning.prompts import FILE, prompt_file, read_prompts
 from pipeline.tuning.saved import open_partial
 from pipeline.tuning.verbalizer import verbalize
-from pipeline.tuning.wording import KINDS, step_of
+from pipeline.tuning.wording import SAYABLE_KINDS, step_of
 
 Text = LabelledText | MaskedText
 """What a task learns from."""
@@ -249,7 +250,7 @@ def _task(
 
 def _texts(asked: TaskAsked, labels: Labels, whole: Asked) -> list[str]:
     """The texts of the classes, for a model from text to text; none for other kinds."""
-    if labels.kind not in KINDS:
+    if labels.kind not in SAYABLE_KINDS:
         raise PipelineError(
             f"target {labels.name!r} is {labels.kind}: a model from text to text learns classes, numbers, "
             "answers and choices here, use an encoder such as BERT for it"

@@ -15,7 +15,8 @@ from pipeline.errors import PipelineError
 from pipeline.labels import read_labels
 from pipeline.metrics import is_entity_scheme
 from pipeline.precision import products_in
-from pipeline.predict import Contexts, Rows
+from pipeline.predict import Contexts
+from pipeline.raw_inputs import RawInputs
 from pipeline.results import finite
 from pipeline.tuning.build import open_run, target_of
 from pipeline.tuning.examples import Examples
@@ -137,7 +138,7 @@ class TunedPredictor:
         # What is read of a file are the columns of this task, which need not be those of the first.
         self.runs = [replace(run, source=replace(run.source, columns=self._task.columns))]
 
-    def predict_rows(self, rows: Rows) -> Iterator[dict[str, Any]]:
+    def predict_rows(self, rows: RawInputs) -> Iterator[dict[str, Any]]:
         """Each input as it is shown, with the task's prediction; None where it cannot be read."""
         run, task = self.runs[0], self._task
         tokens = read_tokens(
@@ -158,7 +159,7 @@ class TunedPredictor:
             here = guess[bounds[i] : bounds[i + 1]] if by_word else guess[i]
             yield {**shown, task.target: _named(task, here)}
 
-    def _answers(self, rows: Rows, guess: ndarray) -> list[str]:
+    def _answers(self, rows: RawInputs, guess: ndarray) -> list[str]:
         """The characters of predicted spans."""
         tokenizer, length = self.tuned.backbone.tokenizer, self.runs[0].source.max_length
         contexts = rows.pairs or []

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float
 from numpy import ndarray
 
 from cache.targets import TargetKind, spans
-from pipeline.answers import AnswerTexts
 from pipeline.errors import PipelineError
+from pipeline.grading import AnswerTexts
 from pipeline.tuning.examples import Examples
 from pipeline.tuning.folder import TaskSpec
 from pipeline.tuning.verbalizer import spell
 
-KINDS = ("class", "float", "span", "choice")
+SAYABLE_KINDS = ("class", "float", "span", "choice")
 """Kinds of targets that can be said."""
 
 _LEVELS = 25
