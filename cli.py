@@ -693,7 +693,8 @@ def predict(
 @app.command()
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(metavar="RUN...", help="Runs of one target, or folders that hold them.")
+        list[str],
+        typer.Argument(metavar="RUN...", help="Runs of one target, folders that hold them, or sweeps."),
     ],
     target: Annotated[
         str | None,

@@ -164,5 +164,5 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise PipelineError(
-                    f"{path.name}:{number}: byte {raw[error.start]:#04x} is not UTF-8; save the file so"
+                    f"{path.name}:{number}: byte {raw[error.start]:#04x} is not UTF-8; save it as UTF-8"
                 ) from None

@@ -24,7 +24,7 @@ def defaults_of(path: str, parameters: Sequence[Any]) -> dict[str, Any]:
         typer.BadParameter: the file cannot be read, or a key is no flag.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise typer.BadParameter(f"--config {path}: {error}") from error
     known = {_plain(flag): parameter for parameter in parameters for flag in parameter.opts}

@@ -390,9 +390,10 @@ def _choose_inputs(
         if "tokens" in columns:
             words = "tokens"
         elif "text" not in columns:
+            parted_otherwise = len(columns) == 1 and any(sign in columns[0] for sign in ";\t|")
+            cure = "part the cells by commas" if parted_otherwise else "name the input by --words or --text"
             raise PipelineError(
-                f"{split.file}: neither a column 'tokens' nor 'text', found {', '.join(columns)}; "
-                "name the input by --words or --text"
+                f"{split.file}: neither a column 'tokens' nor 'text', found {', '.join(columns)}; {cure}"
             )
     if words is not None:
         return {"words": words, "text": None, "text_pair": None}

@@ -142,6 +142,7 @@ def extract(
     return report(
         open_bank(store), began, encoded=encoded, targets=names, batch_tokens=batch_tokens,
         new_rows=writer.new_rows, unlabelled=unlabelled,
+        notes=[note for label in labels for note in label.unseen.values()],
     )  # fmt: skip
 
 
@@ -154,6 +155,7 @@ def report(
     encoded: int = 0,
     new_rows: Mapping[str, int] = MappingProxyType({}),
     unlabelled: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Extraction:
     """What an extraction did that ended with a bank.
 
@@ -165,6 +167,7 @@ def report(
         encoded: blocks that it encoded.
         new_rows: rows that the bank lacked, of each split.
         unlabelled: the bank's targets that have no label on them.
+        notes: what else is to be told.
     """
     opened = {name: bank.split(name) for name in bank.splits}
     splits = {name: _reported(split) for name, split in opened.items()}
@@ -181,7 +184,7 @@ def report(
         skipped=bank.attrs["skipped"],
         batch_tokens=bank.recipe.batch_tokens,
         precision=bank.recipe.precision,
-        notes=_notes(bank.recipe, batch_tokens),
+        notes=[*_notes(bank.recipe, batch_tokens), *notes],
         new_rows=dict(new_rows),
         unlabelled=list(unlabelled),
     )

@@ -17,6 +17,9 @@ from pipeline.errors import PipelineError
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 """Files that every run has."""
 
+HEADS = "heads"
+"""Folder of a sweep's best heads, each a run."""
+
 _PARTIAL, _ASIDE = ".partial-", ".aside-"
 """What follows a run's name, before a process id, in the folder it is made in and in that of the run it
 replaces."""

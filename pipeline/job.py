@@ -184,13 +184,19 @@ def open_target(bank: Bank, name: str, split: str) -> tuple[Split, Target]:
             target.
     """
     if split not in bank.splits:
-        raise PipelineError(f"{bank.path} has no split {split!r}: {nearest(split, bank.splits)}")
+        raise PipelineError(
+            f"{bank.path} has no split {split!r}: {nearest(split, bank.splits)}; name another with "
+            f"--train-split, --dev-split or --split, or add a file {split!r} to the data and extract again"
+        )
     part = bank.split(split)
     known = part.target_names()
     if name not in known:
         reason = bank.attrs.get("skipped", {}).get(name)
         if reason:
-            raise PipelineError(f"column {name!r} was not taken as a target: {reason}")
+            raise PipelineError(
+                f"column {name!r} was not taken as a target: {reason}. If it is one, "
+                f"'layerbank label {bank.path} DATA --target {name}' adds it"
+            )
         raise PipelineError(
             f"{bank.path} has no target {name!r} on split {split}: {nearest(name, known)}. "
             f"Add one with 'layerbank label {bank.path} DATA --target {name}'"

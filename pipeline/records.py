@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import PipelineError
-from pipeline.folders import CONFIG, METRICS, RESULT, runs_at
+from pipeline.folders import CONFIG, HEADS, METRICS, RESULT, runs_at
 
 _RESULT_HAS = ("fusion", "decoder", "metric", "dev", "epochs", "parameters", "seconds", "seconds_per_epoch")
 _LINE_HAS = ("loss", "dev", "seconds")
@@ -44,7 +44,7 @@ class Record:
 
 
 def find_runs(paths: Sequence[str]) -> list[Path]:
-    """The runs at some paths: each is a run, or a folder with runs right below it.
+    """The runs at some paths: each is a run, a folder with runs right below it, or a sweep's.
 
     Raises:
         PipelineError: a path has no run.
@@ -55,7 +55,8 @@ def find_runs(paths: Sequence[str]) -> list[Path]:
 def _runs_at(path: Path) -> list[Path]:
     if not path.is_dir():
         raise PipelineError(f"no run at {path}: make one with 'layerbank train ... --out {path}'")
-    found = runs_at(path)
+    kept = path / HEADS
+    found = runs_at(path) or (runs_at(kept) if kept.is_dir() else [])
     if not found:
         raise PipelineError(f"{path} holds no run: make one with 'layerbank train ... --out {path}/NAME'")
     return found

@@ -17,6 +17,7 @@ import pyarrow.parquet
 from cache import Bank, JoinedBank
 from pipeline import metrics, search
 from pipeline.errors import PipelineError
+from pipeline.folders import HEADS
 from pipeline.grid import Grid, Stack
 from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
 from pipeline.runner import STACKS, Note, Outcome, Plan, Runner, Train
@@ -159,7 +160,7 @@ class _Keeper:
         if not whole:
             return
         best = max(whole, key=lambda k: sign * outcome.trained[k].dev)
-        folder = self.folder / "heads" / outcome.stack.shape.name
+        folder = self.folder / HEADS / outcome.stack.shape.name
         known = _dev_of(folder)
         if known is not None and sign * known >= sign * outcome.trained[best].dev:
             return

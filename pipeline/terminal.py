@@ -146,6 +146,9 @@ def show_extraction(result: Mapping[str, Any]) -> None:
         note(f"target {name!r} has no labels on the new rows: add them with 'layerbank label'")
     for column, reason in result["skipped"].items():
         note(f"column {column!r} is no target: {reason}")
+    for split in ("train", "dev"):
+        if split not in result["splits"]:
+            note(f"no file {split!r} in the data: 'layerbank train' needs it, or --{split}-split")
     if any(facts["words_cut"] for facts in result["splits"].values()):
         note("words that --max-length cut off have no state; a tag on them counts as wrong")
     for split, facts in result["splits"].items():
@@ -220,6 +223,8 @@ def show_labels(result: Mapping[str, Any]) -> None:
             f"{result['store']}: target {target['target']!r} on {', '.join(target['splits'])} "
             f"({target['kind']}, {target['classes']} classes)"
         )
+        for line in target["notes"]:
+            note(line)
 
 
 def epoch_note(epoch: int, lines: Sequence[Any]) -> None:

@@ -259,6 +259,13 @@ def test_no_runs_say_what_to_do(tmp_path):
             compare([str(tmp_path / path) for path in paths])
 
 
+def test_a_sweep_stands_for_its_best_heads(tmp_path):
+    for name, score in (("linear", 60.0), ("attention", 70.0)):
+        write(tmp_path / "sweep" / "heads" / name, scores=[score], seconds=[1], fusion=name)
+    found = compare([str(tmp_path / "sweep")])
+    assert [row["method"] for row in found["runs"]] == ["attention", "linear"]
+
+
 def test_curves_and_their_picture(pair, tmp_path):
     again = write(tmp_path / "again", scores=[60.0], seconds=[2], fusion="linear")
     found = curves([*pair, again])

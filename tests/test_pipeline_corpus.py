@@ -120,6 +120,11 @@ def test_a_bad_input_column_is_named(tmp_path, rows, options, said):
     assert message(str(tmp_path), **options).startswith(said)
 
 
+def test_a_csv_file_of_semicolons_is_told_from_one_of_other_names(tmp_path):
+    (tmp_path / "train.csv").write_text("text;label\nhello;a\n", encoding="utf-8")
+    assert message(str(tmp_path)).endswith("found text;label; part the cells by commas")
+
+
 def test_an_input_column_is_in_every_split(tmp_path):
     write_jsonl(tmp_path / "train.jsonl", [{"tokens": ["a"]}])
     write_jsonl(tmp_path / "dev.jsonl", [{"text": "a"}])

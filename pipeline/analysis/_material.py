@@ -14,13 +14,11 @@ from cache.bank import is_bank
 from cache.store import local_path
 from pipeline import parts
 from pipeline.errors import PipelineError, nearest
+from pipeline.folders import HEADS
 from pipeline.fusions._base import Fusion
 from pipeline.records import Record, find_runs, read_records
 from pipeline.results import SWEEP, Run, load_run
 from pipeline.sweep import RESULTS
-
-HEADS = "heads"
-"""Folder of a sweep's best heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
