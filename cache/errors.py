@@ -1,7 +1,7 @@
 """What the bank says when it cannot do what was asked. One root, caught once in ``cli.py``."""
 
 REPAIR = "run the same 'layerbank extract' again with --repair"
-"""The cure of damage: it reads every byte, and writes what is damaged anew."""
+"""The cure of damage: every byte is read, and what is damaged is written anew."""
 
 
 class CacheError(Exception):

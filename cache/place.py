@@ -87,6 +87,10 @@ class Place(ABC):
         """Bytes of all that is stored below a prefix, by key."""
 
     @abstractmethod
+    def changed_since(self, key: str) -> bool:
+        """Whether anything was written after what is stored under a key, as far as the place can tell."""
+
+    @abstractmethod
     def folders(self) -> list["Place"]:
         """The places right below this one."""
 
@@ -215,6 +219,12 @@ class Folder(Place):
         files = (path for path in (self.path / prefix).rglob("*") if path.is_file())
         return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
 
+    def changed_since(self, key: str) -> bool:
+        """By the times of files; those whose name starts with a dot are no part of a bank."""
+        last = (self.path / key).stat().st_mtime_ns
+        files = (path for path in self.path.rglob("[!.]*") if path.is_file())
+        return any(path.stat().st_mtime_ns > last for path in files)
+
     def folders(self) -> list[Place]:
         """The folders right below; what may not be looked into holds nothing."""
         try:
@@ -309,6 +319,10 @@ class Objects(Place):
     def sizes(self, prefix: str = "") -> Mapping[str, int]:
         """Bytes of the objects below a prefix."""
         return dict(sync(self._store.sizes(prefix)))
+
+    def changed_since(self, key: str) -> bool:
+        """Never: an object is put whole by who knows the bank, and nothing else touches it."""
+        return False
 
     def folders(self) -> list[Place]:
         """The prefixes right below."""

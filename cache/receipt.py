@@ -1,6 +1,7 @@
-"""The note on a complete bank that says what it was made for: the same command need not look further.
+"""The note on a complete bank that says what it was made for, and how its files were left.
 
-Who may change a bank takes the note away first; who ends an extraction gives a new one.
+As long as the files are as they were left, nothing of them need be read again; and the same command has
+nothing to do. Who may change a bank takes the note away first; who completes one gives a new one.
 """
 
 import hashlib
@@ -13,13 +14,16 @@ from cache.layout import RECEIPT
 from cache.place import Place
 from cache.store import PARTIAL
 
+ROOT = "zarr.json"
+"""Key of the root's attributes; written last."""
 
-def note(where: Place, asked: str, targets: Iterable[str]) -> dict[str, Any]:
+
+def note(where: Place, asked: str | None, targets: Iterable[str]) -> dict[str, Any]:
     """The root attribute for a bank that has just been completed.
 
     Args:
         where: it lies.
-        asked: what tells the command and its data.
+        asked: what tells the command and its data; None where that is not known.
         targets: the columns of labels that the command writes.
     """
     return {RECEIPT: {"asked": asked, "files": _files(where), "targets": list(targets)}}
@@ -37,8 +41,10 @@ def is_for(attrs: Mapping[str, Any], asked: str) -> bool:
 
 
 def fits(attrs: Mapping[str, Any], where: Place) -> bool:
-    """Whether every file that was there when the note was given is there and as long. None is read."""
-    return bool(attrs[RECEIPT]["files"] == _files(where))
+    """Whether every file is as it was left when the note was given, which was last. None is read."""
+    if RECEIPT not in attrs or attrs[RECEIPT]["files"] != _files(where):
+        return False
+    return not where.changed_since(ROOT)
 
 
 def targets(attrs: Mapping[str, Any]) -> list[str]:
@@ -51,6 +57,6 @@ def _files(where: Place) -> str:
     digest = hashlib.sha256()
     for key, n_bytes in sorted(where.sizes().items()):
         passing = key.endswith(PARTIAL) or any(part.startswith(".") for part in key.split("/"))
-        if key != "zarr.json" and not passing:
+        if key != ROOT and not passing:
             digest.update(f"{key} {n_bytes}\n".encode())
     return digest.hexdigest()

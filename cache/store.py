@@ -274,7 +274,7 @@ def checksum_fits(stored: ndarray) -> bool:
 def corrupt(split: str, array: str, block: int, reason: str, layer: int | None = None) -> CorruptChunk:
     """Names a chunk that is not what was written, and the cure."""
     where = f"split {split}, " + (f"layer {layer}, " if layer is not None else f"{array}, ")
-    return CorruptChunk(f"{where}block {block} is damaged ({reason}): {REPAIR}, it writes just that block")
+    return CorruptChunk(f"{where}block {block} is damaged ({reason}): {REPAIR}, it repairs just that block")
 
 
 @contextmanager

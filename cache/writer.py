@@ -54,7 +54,8 @@ class Writer:
         self.place: Place = place(path)
         self.path: str = self.place.name
         self._repair = repair
-        self._whole: dict[str, int] = {}  # blocks of each split that a complete bank had
+        self._was_complete = False
+        self._left: dict[str, int] = {}  # blocks of a bank that was complete, its files as they were left
         self.recipe = recipe
         self.rows = dict(rows)
         self.plans: dict[str, Plan] = {
@@ -126,12 +127,12 @@ class Writer:
     def missing(self, split: str) -> list[int]:
         """Blocks that are absent, cut short or damaged.
 
-        Blocks that were there when the bank was complete are known by the sizes of their files, and so is
-        every block on an object store. On a disk the others are read: a process that was killed, or a
-        machine that lost power, leaves files whose size says nothing. To repair is to read them all.
+        Nothing is read of a complete bank whose files are as they were left; of any other complete bank,
+        and to repair one, every byte is. Of an unfinished one on a disk too: a process that was killed, or
+        a machine that lost power, leaves files whose size says nothing; on an object store it says all.
         """
         n_blocks = self.plans[split].n_blocks
-        by_size = n_blocks if self.place.trusted else self._whole.get(split, 0)
+        by_size = n_blocks if self.place.trusted and not self._was_complete else self._left.get(split, 0)
         if self._repair:
             by_size = 0
         sizes = self.place.sizes(split) if by_size else {}
@@ -185,6 +186,7 @@ class Writer:
 
     def write_target(self, split: str, target: targets.Target) -> None:
         """Writes labels given in row order: one a row, or for tags one a word."""
+        receipt.withdraw(self._root)
         plan, values = self.plans[split], target.values
         rows = self.rows[split]
         counts = {"tags": rows.n_words, "choice": rows.n_words, "token": rows.length}.get(target.kind)
@@ -213,6 +215,7 @@ class Writer:
                     continue
                 units = int(n_words.sum()) if found.kind in ("tags", "choice") else len(plan.row)
                 if len(found.values) < units:
+                    receipt.withdraw(self._root)
                     longer = targets.lengthen(found, units - len(found.values))
                     targets.write_target(group, longer, keep_extra=True)
                     lengthened.add(target)
@@ -249,12 +252,12 @@ class Writer:
             report = dict((reports or {}).get(name, {}))
             self._update(self._root[name], {**report, "complete": True})
         last: dict[str, Any] = {"skipped": dict(skipped or {}), "complete": True}
+        if asked is not None or not receipt.fits(self._root.attrs, self.place):
+            last |= receipt.note(self.place, asked, written)
         if self._fingerprint is None:
             self._update(self._root, last)
         else:
             self._end_growth({**last, "fingerprint": self._fingerprint})
-        if asked is not None:
-            self._update(self._root, receipt.note(self.place, asked, written))
 
     def _end_growth(self, last: Mapping[str, Any]) -> None:
         """Switches to the grown bank by one write of the root's attributes."""
@@ -279,11 +282,11 @@ class Writer:
             self.place.tidy()
             root = store.open_root(self.path, "r+")
             skeleton.check_same(self.path, root, self.recipe)
-            if root.attrs["complete"]:
+            self._was_complete = bool(root.attrs["complete"])
+            if self._was_complete and receipt.fits(root.attrs, self.place):
                 splits = store.members(root).items()
-                self._whole = {name: int(split.attrs.get("n_blocks", 0)) for name, split in splits}
+                self._left = {name: int(split.attrs.get("n_blocks", 0)) for name, split in splits}
             grown = growth.settle(self.path, root, self.recipe, self.rows, self.plans)
-            receipt.withdraw(root)  # not before: what is refused changes nothing
             self.plans, self.new_rows, self._fingerprint = grown.plans, grown.new_rows, grown.fingerprint
             for name in self.plans:
                 targets.recover(root[name])

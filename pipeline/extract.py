@@ -96,8 +96,8 @@ def extract(
         targets: columns of labels; by default every column that can be one.
         maskings: how often each chunk of text is masked, for ``masked``.
         force: start even where the disk has no room for the bank.
-        repair: read every byte of what is there; by default the blocks of a bank that was complete are
-            known by the sizes of their files.
+        repair: read every byte of what is there, even where the files of a complete bank are as they were
+            left.
         asked: what tells this extraction from others, to be noted on the bank, see `pipeline.repeat`.
         progress: called after every block.
         note: gets what the user is told before the first block.
@@ -142,7 +142,6 @@ def extract(
     return report(
         open_bank(store), began, encoded=encoded, targets=names, batch_tokens=batch_tokens,
         new_rows=writer.new_rows, unlabelled=unlabelled,
-        notes=[note for label in labels for note in label.unseen.values()],
     )  # fmt: skip
 
 
@@ -155,7 +154,6 @@ def report(
     encoded: int = 0,
     new_rows: Mapping[str, int] = MappingProxyType({}),
     unlabelled: Sequence[str] = (),
-    notes: Sequence[str] = (),
 ) -> Extraction:
     """What an extraction did that ended with a bank.
 
@@ -167,7 +165,6 @@ def report(
         encoded: blocks that it encoded.
         new_rows: rows that the bank lacked, of each split.
         unlabelled: the bank's targets that have no label on them.
-        notes: what else is to be told.
     """
     opened = {name: bank.split(name) for name in bank.splits}
     splits = {name: _reported(split) for name, split in opened.items()}
@@ -184,7 +181,7 @@ def report(
         skipped=bank.attrs["skipped"],
         batch_tokens=bank.recipe.batch_tokens,
         precision=bank.recipe.precision,
-        notes=[*_notes(bank.recipe, batch_tokens), *notes],
+        notes=_notes(bank.recipe, batch_tokens),
         new_rows=dict(new_rows),
         unlabelled=list(unlabelled),
     )

@@ -43,7 +43,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         column: the labels.
 
     Returns:
-        What was written: target, kind, number of classes, splits, notes.
+        What was written: target, kind, number of classes, splits.
 
     Raises:
         PipelineError: the rows are not the bank's, or the column cannot be a target.
@@ -73,7 +73,6 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         "kind": labels.kind,
         "classes": len(labels.names),
         "splits": shared,
-        "notes": [labels.unseen[name] for name in shared if name in labels.unseen],
     }
 
 

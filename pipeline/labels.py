@@ -3,7 +3,7 @@
 This module knows what a column means as a target. It knows no file format and no model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -53,9 +53,6 @@ class Labels:
     cut: dict[str, int] = field(default_factory=dict)
     """By split: rows whose answer stands in no token, most of them because it was cut off."""
 
-    unseen: dict[str, str] = field(default_factory=dict)
-    """By split: which of its classes no row of train has, for people to read."""
-
     metric: str | None = None
     """The score a named task reports; None elsewhere."""
 
@@ -99,6 +96,10 @@ class NotATargetError(PipelineError):
     """A column that cannot be a target, though no row of it is bad."""
 
 
+class UnseenClassError(NotATargetError):
+    """A row of dev or test has a class that train has not; the text says where."""
+
+
 def read_labels(corpus: Corpus, column: str) -> Labels:
     """The labels of one column.
 
@@ -114,6 +115,8 @@ def read_labels(corpus: Corpus, column: str) -> Labels:
         raise PipelineError(f"{corpus.name}: no column {column!r}: {nearest(column, others)}")
     try:
         return _read(corpus, column, asked=True)
+    except UnseenClassError:
+        raise
     except NotATargetError as error:
         raise PipelineError(f"{corpus.name}: column {column!r} cannot be a target: {error}") from error
 
@@ -154,15 +157,10 @@ class _Values:
     flat: pa.ChunkedArray
     lists: pa.ChunkedArray | None = None
 
-    def at(self, value: int) -> str:
-        """The position of the row of a value."""
-        return self.split.where(
-            value if self.lists is None else pc.list_parent_indices(self.lists)[value].as_py()
-        )
-
     def where(self, value: int) -> str:
         """The position of a value, as messages start with it."""
-        return f"{self.at(value)}: column {self.column!r}"
+        row = value if self.lists is None else pc.list_parent_indices(self.lists)[value].as_py()
+        return f"{self.split.where(row)}: column {self.column!r}"
 
 
 def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
@@ -200,15 +198,8 @@ def _read(corpus: Corpus, column: str, *, asked: bool) -> Labels:
     codes = {
         name: _codes(corpus, split, columns.get(name), kind, names) for name, split in corpus.splits.items()
     }
-    return Labels(
-        name=column,
-        kind=kind,
-        names=names,
-        values=codes,
-        extra=_beside(corpus, target),
-        unseen=_unseen(columns),
-        metric=metric,
-    )
+    beside = _beside(corpus, target)
+    return Labels(name=column, kind=kind, names=names, values=codes, metric=metric, extra=beside)
 
 
 def _beside(corpus: Corpus, target: Target | None) -> dict[str, dict[str, np.ndarray]]:
@@ -314,12 +305,13 @@ def _names(
         names = known
     else:
         columns = {n: replace(v, flat=v.flat.cast(pa.string())) for n, v in columns.items()}
-        naming = _naming(corpus, columns)
+        naming = _naming(corpus, columns, target)
         if not asked and kind == "class":
             _check_variety(naming)
-        if integers and "-1" not in _distinct(naming):  # how test sets of the Hub say: no label
+        found = {name for values in naming for name in pc.unique(values.flat).drop_null().to_pylist()}
+        names = tuple(sorted(found, key=int if integers else None))
+        if integers and "-1" not in found:  # how test sets of the Hub say that there is no label
             columns = {n: replace(v, flat=_null_where(v.flat, "-1")) for n, v in columns.items()}
-        names = tuple(sorted(_distinct(columns.values()), key=int if integers else None))
     if kind == "tags" and _check_iob(columns):
         types = sorted({name[2:] for name in names if IOB.fullmatch(name) and name != "O"})
         names = ("O", *(f"{prefix}-{kind}" for kind in types for prefix in "BI"))
@@ -346,34 +338,9 @@ def _by_name(values: _Values, names: tuple[str, ...]) -> _Values:
     return replace(values, flat=pa.chunked_array(taken, pa.string()))
 
 
-def _distinct(columns: Iterable[_Values]) -> set[str]:
-    return {name for values in columns for name in pc.unique(values.flat).drop_null().to_pylist()}
-
-
-def _unseen(columns: Mapping[str, _Values]) -> dict[str, str]:
-    """Which classes of a split train has not: heads can be scored on them, but cannot learn them."""
-    if "train" not in columns:
-        return {}
-    learned = pa.array(sorted(_distinct([columns["train"]])), pa.string())
-    found = {}
-    for split, values in columns.items():
-        there = pc.and_(pc.is_valid(values.flat), pc.invert(pc.is_in(values.flat, learned)))
-        if not pc.any(there).as_py():
-            continue
-        first = pc.index(there, True).as_py()
-        others = len(pc.unique(values.flat.filter(there))) - 1
-        more = f" and {others} other{'s' * (others > 1)}" if others else ""
-        found[split] = (
-            f"{values.where(first)}: class {values.flat[first].as_py()!r}{more} not in train: no head "
-            f"can learn it, so {pc.sum(there).as_py():,} of {len(values.flat):,} labels of {split} will "
-            "count as wrong"
-        )
-    return found
-
-
-def _naming(corpus: Corpus, columns: Mapping[str, _Values]) -> list[_Values]:
-    """The columns whose values tell classes from ids and text: train's; all if there is no train."""
-    if "train" not in corpus.splits:
+def _naming(corpus: Corpus, columns: Mapping[str, _Values], target: Target | None) -> list[_Values]:
+    """The columns whose values name the classes: train's; all if there is no train or the task says so."""
+    if "train" not in corpus.splits or (target is not None and target.names_from == "all"):
         return list(columns.values())
     if "train" not in columns:
         raise NotATargetError("it has no value in train, where the classes are learned")
@@ -419,9 +386,10 @@ def _codes(
     unseen = (codes == MISSING) & pc.is_valid(values.flat).to_numpy()
     if unseen.any():
         first = int(unseen.argmax())
-        raise NotATargetError(
-            f"{values.flat[first].as_py()!r} of {values.at(first)} is not among its named classes; "
-            "correct the row, drop it, or set its label to null"
+        where = "among its named classes" if values.column in corpus.class_names else "in train"
+        raise UnseenClassError(
+            f"{values.where(first)}: class {values.flat[first].as_py()!r} is not {where}; "
+            "add a row of it to train, drop this row, or set its label to null"
         )
     has_label = True if values.lists is None else np.repeat(pc.is_valid(values.lists).to_numpy(), n_words)
     labels[has_label] = codes

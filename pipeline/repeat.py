@@ -31,7 +31,7 @@ def extract_once(
 ) -> Extraction:
     """Fills a bank as `extract` does; does nothing where the same command has filled it from the same data.
 
-    A bank whose files have other sizes than it was left with is read whole.
+    A bank whose files are not as they were left is read whole, and what is damaged is made anew.
 
     Args:
         corpus: the data.
@@ -48,11 +48,12 @@ def extract_once(
     began = time.perf_counter()
     asked = tell(corpus, opening, choices)
     bank = find_bank(store) if asked is not None else None
-    if asked and bank and receipt.is_for(bank.attrs, asked):
-        if not repair and receipt.fits(bank.attrs, place(store)):
+    if asked and bank and not repair and receipt.is_for(bank.attrs, asked):
+        with place(store).writing():
+            as_left = receipt.fits(bank.attrs, place(store))
+        if as_left:
             targets = receipt.targets(bank.attrs)
             return report(bank, began, targets=targets, batch_tokens=choices.get("batch_tokens"))
-        repair = True
     encoder = open_encoder(**opening, store=store, words=corpus.words is not None)
     return extract(corpus, encoder, store, repair=repair, asked=asked, **choices)
 

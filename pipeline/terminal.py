@@ -223,8 +223,6 @@ def show_labels(result: Mapping[str, Any]) -> None:
             f"{result['store']}: target {target['target']!r} on {', '.join(target['splits'])} "
             f"({target['kind']}, {target['classes']} classes)"
         )
-        for line in target["notes"]:
-            note(line)
 
 
 def epoch_note(epoch: int, lines: Sequence[Any]) -> None:

@@ -207,7 +207,7 @@ def test_a_block_whose_counts_are_damaged_is_written_again(path, harm):
         chunk.write_bytes(chunk.read_bytes()[:-3])
     (line,) = verify(open_bank(str(path))).bad
     assert "split train, clipped, block 1 is damaged" in line
-    with Writer(str(path), INT8, splits(), repair=True) as writer:
+    with Writer(str(path), INT8, splits()) as writer:
         assert writer.missing("train") == [1]
         complete(writer)
 

@@ -18,7 +18,6 @@ from banks import (
 )
 
 from cache import BankIncomplete, CacheError, Writer, open_bank
-from cache.store import open_root
 
 CODECS = ["none", "zstd"]
 
@@ -76,10 +75,7 @@ def test_a_complete_bank_is_left_alone(tmp_path, codec):
         ("kind/c/1", "gone"),
     ],
 )
-@pytest.mark.parametrize("unfinished", [True, False])
-def test_a_damaged_block_alone_is_missing_and_writing_it_repairs_it(
-    tmp_path, codec, chunk, harm, unfinished
-):
+def test_a_damaged_block_alone_is_missing_and_writing_it_repairs_it(tmp_path, codec, chunk, harm):
     copy_to(tmp_path / "bank", codec)
     whole = files_of(tmp_path)
     path = tmp_path / "bank/train" / chunk
@@ -89,10 +85,8 @@ def test_a_damaged_block_alone_is_missing_and_writing_it_repairs_it(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[:-3] if harm == "cut" else b"")
-    if unfinished:
-        open_root(str(tmp_path / "bank"), "r+").update_attributes({"complete": False})
 
-    with Writer(str(tmp_path / "bank"), recipe(codec=codec), splits(), repair=not unfinished) as writer:
+    with Writer(str(tmp_path / "bank"), recipe(codec=codec), splits()) as writer:
         assert writer.missing("train") == [1]
         assert writer.missing("dev") == []
         assert not writer.complete

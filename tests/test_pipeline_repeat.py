@@ -1,6 +1,7 @@
 """The same extraction asked for again does nothing; anything else is never taken for the same."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 
@@ -36,6 +37,13 @@ def opening(name=None):
     return {"name": name or tiny_encoder("bert"), "device": "cpu", "precision": "float32"}
 
 
+def rot(path):
+    """Damage that leaves no trace in the file's facts."""
+    before = path.stat()
+    damage(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr("pipeline.extract.block_tokens_for", lambda _, max_length: max(64, max_length))
@@ -52,7 +60,7 @@ def made(tmp_path, request, small_blocks):
 
 def test_the_same_again_loads_no_encoder_and_reads_no_states(tmp_path, made, monkeypatch):
     first, choices = made
-    damage(tmp_path / "b" / CHUNK)  # so that reading it would be noticed
+    rot(tmp_path / "b" / CHUNK)  # so that reading it would be noticed
     before = files_of(tmp_path / "b")
     monkeypatch.setattr(repeat, "open_encoder", None)
     for name in ("tokenize", "hash_rows"):
@@ -75,13 +83,16 @@ def test_a_file_of_another_size_is_noticed_and_made_anew(tmp_path, made, harm):
     assert files_of(tmp_path / "b") == whole
 
 
-def test_a_flipped_bit_is_found_by_verify_and_repaired_when_asked_for(tmp_path, made):
+@pytest.mark.parametrize("harm", [rot, damage])
+def test_damage_is_found_by_verify_and_repaired_by_the_same_again(tmp_path, made, harm):
     first, choices = made
     whole = files_of(tmp_path / "b")
-    damage(tmp_path / "b" / CHUNK)
+    harm(tmp_path / "b" / CHUNK)
     (line,) = verify(open_bank(first.store)).bad
-    assert "with --repair" in line
-    again = extract_once(write_rows(tmp_path / "data"), opening(), first.store, repair=True, **choices)
+    assert "again with --repair, it repairs just that block" in line
+    # A disk that rots changes no time: only who asks for it has every byte read.
+    corpus = write_rows(tmp_path / "data")
+    again = extract_once(corpus, opening(), first.store, repair=harm is rot, **choices)
     assert again.blocks_encoded == 1
     assert files_of(tmp_path / "b") == whole
 

@@ -25,6 +25,9 @@ class Target:
     names: tuple[str, ...] = ()
     """Names of the classes in the order of their numbers, for files that hold numbers only."""
 
+    names_from: Literal["train", "all"] = "train"
+    """The splits whose rows name the classes: ``all`` where the published test set has more than train."""
+
     grouped_by: tuple[str, ...] = ()
     """Columns that rows of one question have in common, where a score is that of whole questions."""
 

@@ -30,8 +30,8 @@ TASK = Task(
     parse_from=("text", "slots"),
     words="tokens",
     targets={
-        "intent": Target(kind="class", metric="accuracy"),
-        "tags": Target(kind="tags", metric="f1"),
+        "intent": Target(kind="class", metric="accuracy", names_from="all"),
+        "tags": Target(kind="tags", metric="f1", names_from="all"),
     },
     citation="Hemphill, Godfrey and Doddington 1990; Xu, Haider and Mansour 2020",
 )
