@@ -1,5 +1,7 @@
 """A bank: its splits, and what opens and finds one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,14 @@ class Bank:
 
     def writable_split(self, name: str) -> zarr.Group:
         """The Zarr group of a split, to add a target to."""
-        root = store.open_root(self.path, "r+")
-        receipt.withdraw(root)
-        return root[name]
+        return store.open_root(self.path, "r+")[name]
+
+    @contextmanager
+    def relabelled(self, column: str) -> Iterator[None]:
+        """Held while labels are written: by one process at a time, and known for a change of the bank."""
+        where = place(self.path)
+        with where.writing(), receipt.set_aside(store.open_root(self.path, "r+"), where, column):
+            yield
 
     @property
     def n_bytes(self) -> int:

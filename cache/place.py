@@ -16,7 +16,6 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 from numpy import ndarray
-from zarr.abc.store import RangeByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
@@ -123,15 +122,6 @@ class Place(ABC):
     @abstractmethod
     def read_file(self, key: str) -> bytes:
         """What is stored under a key, however large.
-
-        Raises:
-            FileNotFoundError: nothing is.
-            CacheError: the place does not answer.
-        """
-
-    @abstractmethod
-    def read_start(self, key: str, n_bytes: int) -> bytes:
-        """The first bytes of what is stored under a key, no more than there are.
 
         Raises:
             FileNotFoundError: nothing is.
@@ -249,11 +239,6 @@ class Folder(Place):
         """Reads a file."""
         return (self.path / key).read_bytes()
 
-    def read_start(self, key: str, n_bytes: int) -> bytes:
-        """Reads the start of a file."""
-        with (self.path / key).open("rb") as file:
-            return file.read(n_bytes)
-
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """One after the other: a local disk is quickest in sequence."""
         return [function(item) for item in items]
@@ -350,14 +335,6 @@ class Objects(Place):
         """One GET, which has the time that so many bytes need."""
         prototype, n_bytes = default_buffer_prototype(), self.size(key)
         found = None if n_bytes is None else sync(self._store.get(key, prototype, n_bytes=n_bytes))
-        if found is None:
-            raise FileNotFoundError("it is not there")
-        return bytes(found.to_bytes())
-
-    def read_start(self, key: str, n_bytes: int) -> bytes:
-        """One GET of a range."""
-        wanted = RangeByteRequest(0, n_bytes)
-        found = sync(self._store.get(key, default_buffer_prototype(), wanted))
         if found is None:
             raise FileNotFoundError("it is not there")
         return bytes(found.to_bytes())

@@ -5,7 +5,8 @@ nothing to do. Who may change a bank takes the note away first; who completes on
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import zarr
@@ -26,13 +27,31 @@ def note(where: Place, asked: str | None, targets: Iterable[str]) -> dict[str, A
         asked: what tells the command and its data; None where that is not known.
         targets: the columns of labels that the command writes.
     """
-    return {RECEIPT: {"asked": asked, "files": _files(where), "targets": list(targets)}}
+    known = [] if asked is None else list(targets)
+    return {RECEIPT: {"asked": asked, "files": _files(where), "targets": known}}
 
 
 def withdraw(root: zarr.Group) -> None:
     """Takes the note away, before anything is changed."""
     if RECEIPT in root.attrs:
         del root.attrs[RECEIPT]
+
+
+@contextmanager
+def set_aside(root: zarr.Group, where: Place, column: str) -> Iterator[None]:
+    """Takes the note away while labels are written, and gives it back where it still holds.
+
+    Args:
+        root: of the bank.
+        where: it lies.
+        column: the labels; the command that the note tells would write its own over them if it has them.
+    """
+    before = dict(root.attrs.get(RECEIPT, {}))
+    holds = fits(root.attrs, where) and column not in before["targets"]
+    withdraw(root)
+    yield
+    if holds:
+        root.update_attributes(note(where, before["asked"], before["targets"]))
 
 
 def is_for(attrs: Mapping[str, Any], asked: str) -> bool:

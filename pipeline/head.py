@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from cache.place import place
 from cache.store import local_path
 from cache.targets import Target, TargetKind
-from cache.tensors import CHECKSUM
 from pipeline import parts
 from pipeline.decoders._base import Decoder
 from pipeline.errors import PipelineError, nearest
@@ -29,9 +28,6 @@ DECODER_FOR: Mapping[str, str] = {
     "token": "masked_lm",
 }
 """The decoder a kind of target gets where none is asked for."""
-
-_START_BYTES = 4096
-"""Room for the header of an output layer's file, which has the checksum of its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,15 +220,12 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 def _at_url(url: str) -> bytes:
     """What is stored at a URL now; fetched once for all heads of a stack."""
     folder, _, name = url.rpartition("/")
-    start = place(folder).read_start(name, _START_BYTES)
-    if CHECKSUM.encode() not in start:  # a file from before it had one
-        return place(folder).read_file(name)
-    return _fetched(folder, name, start)
+    return _fetched(folder, name, place(folder).read_file("zarr.json"))
 
 
 @lru_cache(maxsize=1)
-def _fetched(folder: str, name: str, start: bytes) -> bytes:
-    """A file at a URL. Its start holds its checksum: a bank made anew has another."""
+def _fetched(folder: str, name: str, bank: bytes) -> bytes:
+    """A file at a URL. The root's attributes tell the bank from one made anew there."""
     return place(folder).read_file(name)
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from cache import Bank, Split, Target
-from cache.place import place
 from cache.targets import reorder_extra, reorder_tags, write_target
 from pipeline.checkpoint import load_tokenizer
 from pipeline.corpus import Corpus, load_corpus
@@ -64,7 +63,7 @@ def label(bank: Bank, corpus: Corpus, column: str) -> dict[str, Any]:
         )
     for name in shared:
         _check_rows(bank.split(name), corpus)
-    with place(bank.path).writing():
+    with bank.relabelled(column):
         for name in shared:
             write_target(bank.writable_split(name), _dealt(bank.split(name), labels))
     return {

@@ -59,7 +59,6 @@ def test_label_writes_what_extract_would_have(place, tmp_path, column):
         "kind": kind,
         "classes": len(full.split("train").target(column).names),
         "splits": ["train", "dev", "test"],
-        "notes": [],
     }
     for split in SPLITS:
         a, b = (open_bank(path.path).split(split).target(column) for path in (found, full))

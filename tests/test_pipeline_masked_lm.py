@@ -241,7 +241,8 @@ def test_damage_to_the_output_layer_is_found(bert_bank, tmp_path):
         (line,) = verify(open_bank(str(small))).bad
         said = "is not there" if content is None else "is damaged ("
         assert line.startswith(f"{layer} {said}")
-        assert line.endswith("run the same 'layerbank extract' again")
+        cure = "again" if content is None else "again with --repair"
+        assert line.endswith(f"run the same 'layerbank extract' {cure}")
 
 
 def test_masked_heads_are_swept(bert_bank, tmp_path):
