@@ -67,50 +67,6 @@ def run(*arguments, code=0):
     return json.loads(found.stdout.strip().splitlines()[-1]) if not code else found.stderr
 
 
-def stages(made, store, out):
-    """Every command that touches a bank, on one; what they say of scores and counts."""
-    extract = ["extract", made / "data", "--encoder", made / "encoder", "--store", store, "--keep", "words"]
-    first = run(*extract, "--target", "tags", "--threads", "1")
-    again = run(*extract, "--target", "tags", "--threads", "1")
-    assert (again["blocks_encoded"], again["blocks"]) == (0, first["blocks"])
-    run("label", store, made / "data", "--target", "intent")
-    train = [
-        "train",
-        store,
-        "--target",
-        "intent",
-        "--epochs",
-        "2",
-        "--threads",
-        "1",
-        "--out",
-        out,
-        "--overwrite",
-    ]
-    trained = run(*train)
-    assert run("verify", store)["ok"]
-    facts = run("inspect", store)
-    assert sorted(facts["targets"]) == ["intent", "tags"]
-    scores = run("evaluate", out, "--split", "test", "--threads", "1")
-    return {
-        "blocks": first["blocks"],
-        "bytes": facts["bytes"],
-        "dev": trained["dev"],
-        "metrics": scores["metrics"],
-    }
-
-
-def test_all_commands_on_a_store_that_fails_now_and_then(server, proxy, made, tmp_path):
-    draw, url = random.Random(3), f"s3://{s3.BUCKET}/commands/bank"
-    kinds = ["503", "cut", "late", "half"]
-    proxy.fault = lambda method, path: draw.choice(kinds) if draw.random() < 0.1 else None
-    local = stages(made, tmp_path / "bank", tmp_path / "local")
-    assert stages(made, url, tmp_path / "run") == local
-    assert files_of(server.bucket / "commands/bank") == files_of(tmp_path / "bank")
-    assert [bank["store"] for bank in inventory(f"s3://{s3.BUCKET}/commands")["banks"]] == [url]
-    assert proxy.count(*kinds) > 10
-
-
 def test_masked_text_is_kept_converted_trained_on_and_removed_there(server, proxy, tmp_path):
     """The encoder's output layer, which is no chunk, goes where the bank goes."""
     draw, url = random.Random(5), f"s3://{s3.BUCKET}/masked"
