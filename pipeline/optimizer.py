@@ -5,17 +5,31 @@ neighbours. Decoupled weight decay: Loshchilov and Hutter 2019.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Those of torch's own optimizer."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Heads that share their rates: all of a stack, or one."""
+
+    of: slice  # on the head axis
+    lr: float
+    weight_decay: float
+    held: list[tuple[Tensor, ...]]  # of each parameter: values, two moments, number of updates
 
 
 class StackedAdamW:
     """AdamW for a stack of heads, one fused pass over each tensor.
 
-    Heads that share their rates are updated as whole parameters; where the rates differ, each head is a
-    parameter group of views.
+    Heads that share their rates are updated as whole parameters; where the rates differ, each by itself.
+    It calls torch's function, not its optimizer, whose hooks and groups are a third of a small update.
 
     Args:
         part: the stack; its parameters start with the head axis.
@@ -24,61 +38,62 @@ class StackedAdamW:
     """
 
     def __init__(self, part: nn.Module, *, lr: Sequence[float], weight_decay: Sequence[float]) -> None:
-        self.n_heads = len(lr)
         self.parameters = [p for p in part.parameters() if p.requires_grad]
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
-        self._lr, self._weight_decay = list(lr), list(weight_decay)
-        self._make([0] * len(self.parameters))
+        self._rates = list(zip(lr, weight_decay, strict=True))
+        moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
+        self._begin([0] * len(self.parameters), moments)
 
-    def _make(self, steps: Sequence[int]) -> None:
-        """The optimizer of torch that does the update, on views of the moments."""
-        rates = list(zip(self._lr, self._weight_decay, strict=True))
-        self._shared = len(set(rates)) == 1
-        columns: list[Any] = [slice(None)] if self._shared else list(range(self.n_heads))
-        self._views = [[p if self._shared else p.detach()[k] for p in self.parameters] for k in columns]
-        groups = [
-            {"params": views, "lr": rate, "weight_decay": decay}
-            for views, (rate, decay) in zip(self._views, rates, strict=False)
-        ]
-        self._adamw = torch.optim.AdamW(groups, fused=True) if self.parameters else None
-        for k, views in zip(columns, self._views, strict=True):
-            for view, (first, second), done in zip(views, self.moments, steps, strict=True):
-                step = torch.tensor(float(done), device=view.device)
-                held = {"step": step, "exp_avg": first[k], "exp_avg_sq": second[k]}
-                if self._adamw is not None:
-                    self._adamw.state[view] = held
+    def _begin(self, steps: Sequence[int], moments: list[tuple[Tensor, Tensor]]) -> None:
+        self.moments = moments
+        shared = len(set(self._rates)) == 1
+        places = [slice(None)] if shared else [slice(k, k + 1) for k in range(len(self._rates))]
+        self._rows = [
+            _Rows(
+                of, *rates,
+                [
+                    (parameter.detach()[of], *(moment[of] for moment in pair),
+                     torch.tensor(float(done), device=parameter.device))
+                    for parameter, pair, done in zip(self.parameters, moments, steps, strict=True)
+                ],
+            )
+            for of, rates in zip(places, self._rates, strict=False)
+        ]  # fmt: skip
 
     @property
     def steps(self) -> list[int]:
         """How many updates each parameter has had: a step in which it has no gradient is none."""
-        if self._adamw is None:
-            return []
-        return [int(self._adamw.state[view]["step"]) for view in self._views[0]]
+        return [int(done) for *_, done in self._rows[0].held]
 
     def resume(self, steps: Sequence[int], moments: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Goes on from the moments of another stack's heads, after that many updates of each parameter."""
-        self.moments = [(first.clone(), second.clone()) for first, second in moments]
-        self._make(steps)
+        self._begin(steps, [(first.clone(), second.clone()) for first, second in moments])
 
     def zero_grad(self) -> None:
         """Drops the gradients of all heads."""
         for parameter in self.parameters:
             parameter.grad = None
 
+    @torch.no_grad()
     def step(self, scale: float) -> None:
         """Updates every head.
 
         Args:
             scale: factor on every head's learning rate, from the schedule.
         """
-        if self._adamw is None:
-            return
-        for k, group in enumerate(self._adamw.param_groups):
-            group["lr"] = self._lr[k] * scale
-            if not self._shared:
-                for view, parameter in zip(group["params"], self.parameters, strict=True):
-                    view.grad = None if parameter.grad is None else parameter.grad[k]
-        self._adamw.step()
+        gradients = [parameter.grad for parameter in self.parameters]
+        for rows in self._rows:
+            learned = [
+                (gradient[rows.of], *held)
+                for gradient, held in zip(gradients, rows.held, strict=True)
+                if gradient is not None
+            ]
+            if learned:
+                of, values, firsts, seconds, steps = map(list, zip(*learned, strict=True))
+                adamw(
+                    values, of, firsts, seconds, [], steps,
+                    lr=rows.lr * scale, weight_decay=rows.weight_decay, beta1=BETAS[0], beta2=BETAS[1],
+                    eps=EPS, fused=True, amsgrad=False, maximize=False,
+                )  # fmt: skip
 
 
 def linear_schedule(step: int, *, n_steps: int, warmup_steps: int) -> float:

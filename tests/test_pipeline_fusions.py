@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline import parts
-from pipeline.stack import stack, unstack
+from pipeline.stack import Linear, stack, unstack
 
 LAST, WIDTH = 3, 8
 LENGTHS = [3, 0, 5, 1]
@@ -276,6 +276,40 @@ def test_equals_the_equation(name, equation, options):
     expected = equation(states.double().numpy(), LENGTHS, constants)
     fused = fusion(states[reads], lengths)[0].detach().numpy()
     np.testing.assert_allclose(fused, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_heads", [1, 3])
+@pytest.mark.parametrize("lengths", [[3, 1], [40, 0, 60]], ids=["few", "many"])
+@every
+def test_scores_and_gradients_of_a_linear_layer_are_those_on_the_fused_vectors(name, lengths, n_heads):
+    fusions, reads = zip(*(build_shaken(name, seed=seed) for seed in range(n_heads)), strict=True)
+    fusion = stack(fusions).double()
+    generator = torch.Generator().manual_seed(5)
+    scorer = stack([Linear(fusion.out_width, 3, generator=generator) for _ in range(n_heads)]).double()
+    states, lengths = batch(lengths)
+    states = states[reads[0]].double()
+    wanted = torch.randn(n_heads, states.shape[1], 3, generator=generator, dtype=torch.double)
+    found = []
+    for scores in (scorer(fusion(states, lengths)), fusion.scored(states, lengths, scorer)):
+        (scores * wanted).sum().backward()
+        parameters = [*fusion.parameters(), *scorer.parameters()]
+        found.append([scores.detach(), *(p.grad for p in parameters if p.grad is not None)])
+        fusion.zero_grad()
+        scorer.zero_grad()
+    for plain, short in zip(*found, strict=True):
+        torch.testing.assert_close(short, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_dwatt_forms_no_value_where_that_takes_fewer_products(monkeypatch):
+    fusion, reads = build("dwatt")
+    scorer = Linear(WIDTH, 3, generator=torch.Generator().manual_seed(5))
+    monkeypatch.setattr(fusion, "forward", None)
+    states, lengths = batch([40, 60])
+    fusion.scored(states[reads], lengths, scorer)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError):
+        fusion.scored(states[reads], lengths, scorer)
+    with pytest.raises(TypeError):
+        fusion.scored(states[reads, :4], lengths.new_tensor([4]), scorer)
 
 
 def weights_by_linear(z, lengths, w):

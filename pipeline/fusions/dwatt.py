@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.fusions._base import Fusion
-from pipeline.stack import constant, normal, uniform
+from pipeline.stack import Linear, constant, normal, uniform
 
 POSITION_WIDTH = 24
+EPS = 1e-5
+"""Added to the variance of what is normalised."""
 
 
 class Bottlenecks(nn.Module):
@@ -34,11 +37,21 @@ class Bottlenecks(nn.Module):
         self.up = uniform((count, narrow, width), outward, generator)
         self.up_bias = uniform((count, 1, width), outward, generator)
 
+    def hidden(self, x: Float[Tensor, "count token width"]) -> Float[Tensor, "head count token narrow"]:
+        """The bottlenecks, normalised but neither scaled nor shifted; x is not copied for each head."""
+        narrow = torch.einsum("ntd,hndm->hntm", x, self.down) + self.down_bias
+        return nn.functional.layer_norm(nn.functional.gelu(narrow), narrow.shape[-1:], eps=EPS)
+
+    def outward(
+        self,
+    ) -> tuple[Float[Tensor, "head count narrow width"], Float[Tensor, "head count 1 width"]]:
+        """W and b with the normalisation's scale and shift multiplied in: f(x) is hidden(x) W + b."""
+        return self.norm_weight.mT * self.up, self.norm_bias @ self.up + self.up_bias
+
     def forward(self, x: Float[Tensor, "count token width"]) -> Float[Tensor, "head count token width"]:
-        """Applies function n to x[n], for every head; x is not copied for each of them."""
-        hidden = nn.functional.gelu(torch.einsum("ntd,hndm->hntm", x, self.down) + self.down_bias)
-        hidden = nn.functional.layer_norm(hidden, hidden.shape[-1:]) * self.norm_weight + self.norm_bias
-        return hidden @ self.up + self.up_bias
+        """Applies function n to x[n], for every head."""
+        up, bias = self.outward()
+        return self.hidden(x) @ up + bias
 
 
 class DWAtt(Fusion):
@@ -87,8 +100,48 @@ class DWAtt(Fusion):
         last = states[-1:]
         weights = self.weights(states, lengths)
         value = self.value(states)
-        value = nn.functional.layer_norm(value, value.shape[-1:]) * self.norm_weight + self.norm_bias
+        value = (
+            nn.functional.layer_norm(value, value.shape[-1:], eps=EPS) * self.norm_weight + self.norm_bias
+        )
         return last + torch.einsum("htn,hntd->htd", weights, value)
+
+    def scored(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        scorer: Linear,
+    ) -> Float[Tensor, "head token score"]:
+        """Scores of each token; where that takes fewer products, no value is formed for them."""
+        n_tokens, width = states.shape[1:]
+        narrow, n_scores = self.value.down.shape[3], scorer.weight.shape[2]
+        # Products forward and backward with the values, and without them.
+        fewer = (n_tokens + width) * (2 * narrow + 3 * n_scores) < 3 * n_tokens * width
+        # bfloat16 has too few bits for a variance in this form.
+        if fewer and not torch.is_autocast_enabled(states.device.type):
+            return self._scored_without_values(states, lengths, scorer)
+        return super().scored(states, lengths, scorer)
+
+    def _scored_without_values(self, states: Tensor, lengths: Tensor, scorer: Linear) -> Tensor:
+        """v_n = g y C / σ + c with y = h W + b, h the bottleneck, C taking the mean off, σ² = |y C|² / d.
+
+        So all that its scores need are products of h: |h W C|² is h M hᵀ with M = (W C)(W C)ᵀ.
+        """
+        n_scores = scorer.weight.shape[2]
+        up, bias = self.value.outward()
+        bias = bias - bias.mean(-1, keepdim=True)
+        classes = scorer.weight[:, None]
+        scaled = self.norm_weight.mT * classes
+        scaled = scaled - scaled.mean(-2, keepdim=True)
+        onto = torch.cat([scaled, 2 * bias.mT], -1)
+        onto = nn.functional.pad(onto, (0, -onto.shape[-1] % 16))  # see `pipeline.stack.in_a_row`
+        hidden = self.value.hidden(states)
+        squares, products = _Spread.apply(hidden, up, up @ onto)  # type: ignore[no-untyped-call]
+        scores, crossed = products[..., :n_scores], products[..., n_scores : n_scores + 1]
+        variance = (squares + crossed + (bias * bias).sum(-1, keepdim=True)) / states.shape[2]
+        scores = (scores + bias @ scaled) * torch.rsqrt(variance + EPS) + self.norm_bias @ classes
+        weights = self.weights(states, lengths).mT[..., None]
+        own: Tensor = scorer(states[-1:])
+        return own + (weights * scores).sum(1)
 
     def weights(
         self, states: Float[Tensor, "layer token width"], lengths: Int[Tensor, " example"]
@@ -97,6 +150,25 @@ class DWAtt(Fusion):
         last = states[-1:]
         query = 1 + nn.functional.elu(last + self.query(last)[:, 0])
         return (query @ (self.positions @ self.key).mT).softmax(-1)
+
+
+class _Spread(torch.autograd.Function):
+    """|h W C|² of every row h, and h P (see `DWAtt.scored`); autograd would multiply by M twice more."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, up: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
+        centred = up - up.mean(-1, keepdim=True)
+        along = h @ (centred @ centred.mT)
+        ctx.save_for_backward(h, centred, onto, along)
+        return (along * h).sum(-1, keepdim=True), h @ onto
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_squares: Tensor, of_products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h, centred, onto, along = ctx.saved_tensors
+        twice = 2 * of_squares
+        of_h = torch.addcmul(of_products @ onto.mT, along, twice)
+        return of_h, (h.mT @ (h * twice)) @ centred, h.mT @ of_products
 
 
 FUSION = DWAtt
