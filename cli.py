@@ -315,7 +315,7 @@ def train(
         run = partial(train_tasks_run, [BankTarget(**one) for one in tasks])
     set_threads(threads)
     where = pick_device(device)
-    with tracking.tracked(track, out, goes_on=len(tasks) > 1 and is_begun(out), note=terminal.note) as log:
+    with tracking.tracked(track, out, goes_on=is_begun(out), note=terminal.note) as log:
         result = run(
             out=out,
             fusion=fusion,
@@ -653,7 +653,9 @@ def predict(
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to label.")] = None,
     file: Annotated[
         str | None,
-        typer.Option(help="jsonl with the bank's columns, or one text a line; - reads stdin."),
+        typer.Option(
+            help="jsonl, csv, parquet with the bank's columns, or one text a line; - reads stdin."
+        ),
     ] = None,
     also: Annotated[
         list[str] | None, typer.Option("--run", help="A further run of the same encoder; repeatable.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from pipeline.errors import nearest
+from pipeline.errors import nearest, said_by
 
 
 def defaults_of(path: str, parameters: Sequence[Any]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def defaults_of(path: str, parameters: Sequence[Any]) -> dict[str, Any]:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise typer.BadParameter(f"--config {path}: {error}") from error
+        raise typer.BadParameter(f"--config {path}: {said_by(error)}") from error
     known = {_plain(flag): parameter for parameter in parameters for flag in parameter.opts}
     found: dict[str, Any] = {}
     for name, value in values.items():

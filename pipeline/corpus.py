@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jaxtyping import Int32
 
 from pipeline.columns import CHUNK_ROWS, Rows, describe, position
-from pipeline.errors import PipelineError, nearest
+from pipeline.errors import PipelineError, nearest, said_by
 from pipeline.mapped import in_file, let_go
 from pipeline.quiet import HUB, quiet
 from pipeline.readers import READERS, plain, read_class_names, read_files
@@ -258,9 +258,7 @@ def _read_folder(folder: Path, keep_text: set[str]) -> dict[str, Rows]:
         paths = sorted(path for path in folder.iterdir() if _is_data(path))
         folders = sorted(path.name for path in folder.iterdir() if path.is_dir())
     except OSError as error:
-        raise PipelineError(
-            f"{folder}: cannot be read ({error.strerror or error}); check the path"
-        ) from error
+        raise PipelineError(f"{folder}: cannot be read ({said_by(error)}); check the path") from error
     if not paths:
         inside = f"; it holds the folders {', '.join(folders[:8])}: give one of them" if folders else ""
         raise PipelineError(f"{folder}: no data file found, looked for {_looked_for()}{inside}")

@@ -15,7 +15,7 @@ from pipeline import terminal
 from pipeline.commands_grammar import generate
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.encoder import Encoder
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.job import HeadRates, Schedule
@@ -100,7 +100,7 @@ def _write_data(folder: Path, seed: int, quick: bool) -> Path:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
     except OSError as error:
-        raise PipelineError(f"--out {folder.parent} cannot be written: {error}") from error
+        raise PipelineError(f"--out {folder.parent} cannot be written: {said_by(error)}") from error
     return folder
 
 

@@ -8,6 +8,16 @@ class PipelineError(Exception):
     """A foreseen failure: its text is one line that says what was asked, what was found, what to do."""
 
 
+def said_by(error: Exception) -> str:
+    """What an error of the system or of a library says, in one line, without number and path.
+
+    >>> said_by(FileNotFoundError(2, "No such file or directory", "a/b"))
+    'No such file or directory'
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    return next(iter(text.splitlines()), type(error).__name__)
+
+
 def nearest(asked: str, known: Iterable[str]) -> str:
     """Lists the known names and, where one is close, offers it.
 

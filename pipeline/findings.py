@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import figures
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.results import finite, read_json, write_whole
 from pipeline.versions import made_by
 
@@ -137,7 +137,7 @@ def save_figure(figure: Figure, folder: str) -> list[str]:
     try:
         pixels.write_bytes(figures.png(drawn))
     except OSError as error:
-        raise PipelineError(f"{pixels} cannot be written: {error}") from error
+        raise PipelineError(f"{pixels} cannot be written: {said_by(error)}") from error
     return [str(vector), str(pixels)]
 
 

@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 """Files that every run has."""
@@ -41,7 +41,7 @@ def making(out: str) -> Iterator[Path]:
         put(partial, path)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise PipelineError(f"--out {out} cannot be written: {error}") from error
+        raise PipelineError(f"--out {out} cannot be written: {said_by(error)}") from error
 
 
 def put(partial: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ from cache.store import local_path
 from cache.targets import Target, TargetKind
 from pipeline import parts
 from pipeline.decoders._base import Decoder
-from pipeline.errors import PipelineError, nearest
+from pipeline.errors import PipelineError, nearest, said_by
 from pipeline.fusions._base import Fusion
 
 DECODER_FOR: Mapping[str, str] = {
@@ -212,8 +212,8 @@ def _read_weights(path: str) -> dict[str, Tensor]:
         return safetensors.torch.load(_at_url(path) if file is None else file.read_bytes())
     except (OSError, SafetensorError) as error:
         raise PipelineError(
-            f"the encoder's output layer cannot be read from {path} ({error}): extract the bank again, or "
-            "give --set output_layer=none"
+            f"the encoder's output layer cannot be read from {path} ({said_by(error)}): extract the bank "
+            "again, or give --set output_layer=none"
         ) from error
 
 

@@ -9,7 +9,7 @@ from cache import Bank, CacheError, open_bank
 from cache.bank import is_bank
 from cache.place import Folder, Place, place
 from cache.removal import check_removable, remove
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.folders import CONFIG, RESULT, in_the_making
 
 __all__ = ["describe", "inventory", "removable", "remove"]
@@ -142,4 +142,4 @@ def _run_line(folder: Path) -> dict[str, Any]:
         store = config["tasks"][0]["data"] if "tasks" in config else config["source"]["store"]
         return {**result, "run": str(folder), "store": store}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return {"run": str(folder), "error": f"cannot be read: {error}"}
+        return {"run": str(folder), "error": f"cannot be read: {said_by(error)}"}

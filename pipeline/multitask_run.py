@@ -24,7 +24,7 @@ from pipeline.job import HeadRates, Job, Schedule, open_target, prepare
 from pipeline.multitask import MEAN, TaskFitting, TrainedTogether, fit_mixed
 from pipeline.results import Joint, check_free, finite, save_run, write_whole
 from pipeline.train import Progress
-from pipeline.unfinished import drop_partial, partial_of, take_up
+from pipeline.unfinished import drop_partial, open_partial, options_asked, partial_of, take_up
 from pipeline.versions import made_by
 
 JOINT = "joint.json"
@@ -115,22 +115,13 @@ def train_tasks_run(
         )
         for task, some in zip(asked, own, strict=True)
     }
-    choices = {
-        "tasks": list(jobs),
-        "fusion": fusion,
-        "decoder": decoder,
-        "metric": metric,
-        "splits": splits,
-    }
-    choices["options"] = {name: str(value) for name, value in (options or {}).items()}
     fitting = TaskFitting(jobs, rates, schedule)
-    keep = take_up(
-        out,
-        fitting,
-        {**choices, **asdict(rates), **asdict(schedule)},
-        read_by((banks[task.store], jobs[task.name]) for task in asked),
-        note,
-    )
+    choices: dict[str, Any] = {"tasks": list(jobs), "fusion": fusion, "decoder": decoder, "metric": metric}
+    choices |= {"splits": splits, **options_asked(options), **asdict(rates), **asdict(schedule)}
+    content = read_by((banks[task.store], jobs[task.name]) for task in asked)
+    keep = take_up(out, fitting, choices, content, note)
+    # The folder says that run folders which a kill leaves without the others may be replaced.
+    open_partial(out, choices, content)
     fit_mixed(fitting, progress, keep)
     if fitting.failed:
         drop_partial(out)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from pipeline.columns import Rows
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.readers import read_file
 
-_TABLES = (".csv", ".json", ".parquet")
-"""Files that are not read as one text a line by mistake."""
+_TABLES = (".jsonl", ".csv", ".parquet")
+"""Files of rows with columns; a .tsv is text pairs, a line each."""
 
 
 @runtime_checkable
@@ -47,7 +47,8 @@ def read_inputs(run: Reader, texts: Sequence[str], file: str | None) -> RawInput
     Args:
         run: tells whether inputs are words, texts or pairs of texts.
         texts: given on the command line; words are cut at white space, a pair at its tab.
-        file: rows in jsonl with the columns of the bank, or one text a line; ``-`` is standard input.
+        file: rows in jsonl, csv or parquet with the columns of the bank, or one text a line; ``-`` is
+            standard input.
 
     Raises:
         PipelineError: both or neither are given, the file cannot be read, or a row does not fit.
@@ -56,9 +57,9 @@ def read_inputs(run: Reader, texts: Sequence[str], file: str | None) -> RawInput
         raise PipelineError("predict needs texts or --file, one of the two")
     if file is None:
         return _from_lines(run, texts)
-    if file.endswith(".jsonl"):
-        return _from_jsonl(run, file)
     if file.endswith(_TABLES):
+        return _from_table(run, file)
+    if file.endswith(".json"):
         raise PipelineError(f"--file {file}: give rows as jsonl, or a file of one text a line")
     return _from_lines(run, _read_lines(file))
 
@@ -67,7 +68,7 @@ def _read_lines(file: str) -> list[str]:
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise PipelineError(f"--file {file} cannot be read: {error}") from error
+        raise PipelineError(f"--file {file} cannot be read: {said_by(error)}") from error
     # Not `splitlines`: a text may hold a form feed or one of Unicode's line separators.
     return text.removesuffix("\n").split("\n") if text else []
 
@@ -108,7 +109,7 @@ def _options_from_lines(run: Reader, lines: Sequence[str]) -> RawInputs:
     )
 
 
-def _from_jsonl(run: Reader, file: str) -> RawInputs:
+def _from_table(run: Reader, file: str) -> RawInputs:
     columns = run.source.columns
     rows = read_file(Path(file), keep_text=[c for c in columns.values() if c])
     for column in columns.values():

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.cells import read_csv, read_tsv
 from pipeline.columns import Columns, Rows, read_lines
 from pipeline.conll import read_conll
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 
 
 def read_file(path: Path, *, keep_text: Collection[str] = (), strings: Collection[str] = ()) -> Rows:
@@ -38,9 +38,8 @@ def read_file(path: Path, *, keep_text: Collection[str] = (), strings: Collectio
     try:
         rows = reader(path, keep_text, strings)
     except OSError as error:
-        said = error.strerror or next(iter(str(error).splitlines()), "")
         raise PipelineError(
-            f"{path}: cannot be read ({said}); check the path and its permissions"
+            f"{path}: cannot be read ({said_by(error)}); check the path and its permissions"
         ) from error
     if rows.table.num_rows == 0:
         raise PipelineError(f"{path}: the file has no rows; fill it or remove it")

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from cache import Bank, EncoderRecord, JoinedBank, Target
 from pipeline import folders
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.folders import write_tensors
 from pipeline.head import Head, HeadSpec, build_head
 from pipeline.job import Goal, HeadRates, Precision, Schedule, Trained
@@ -286,7 +286,7 @@ def write_whole(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise PipelineError(f"{path} cannot be written: {error}") from error
+        raise PipelineError(f"{path} cannot be written: {said_by(error)}") from error
 
 
 def check_free_sweep(out: str, asked: Mapping[str, Any], *, store: str) -> None:

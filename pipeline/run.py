@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,12 @@ import torch
 from cache import open_bank
 from pipeline import memory
 from pipeline.batches import Feeds
+from pipeline.content import read_by
+from pipeline.fitting import Fitting
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
-from pipeline.train import Progress, fit
+from pipeline.train import Progress, fit_together
+from pipeline.unfinished import drop_partial, options_asked, take_up
 
 
 def train_run(
@@ -32,7 +37,7 @@ def train_run(
     note: Callable[[str], None] = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
-    """Trains one head on a bank and writes its run folder.
+    """Trains one head on a bank and writes its run folder; one that was killed goes on from its checkpoint.
 
     Args:
         store: the bank.
@@ -56,13 +61,14 @@ def train_run(
         The content of ``result.json``.
 
     Raises:
-        PipelineError: a choice does not fit, or the loss is not finite.
+        PipelineError: a choice does not fit, the loss is not finite, or another run was begun there.
         CacheError: the bank is not there or damaged.
     """
     check_free(out, overwrite=overwrite)
     rates, schedule = rates or HeadRates(), schedule or Schedule()
     splits = splits or {"train": "train", "dev": "dev"}
     device = device or torch.device("cpu")
+    place = str(Path(out).absolute())  # a run that takes the place of "." takes that name away
     began = time.perf_counter()
     memory.start(device)
     bank = open_bank(store)
@@ -77,9 +83,16 @@ def train_run(
         dev_split=splits["dev"],
         feeds=Feeds(memory_bytes=memory_bytes, device=device, note=note),
     )
-    trained = fit(job, [rates], schedule, progress)[0]
+    fitting = Fitting(job, [rates], schedule)
+    choices = {"target": target, "fusion": fusion, "decoder": decoder, "metric": metric, "splits": splits}
+    asked = {**choices, **options_asked(options), **asdict(rates), **asdict(schedule)}
+    keep = take_up(place, fitting, asked, read_by([(bank, job)]), note)
+    fit_together([fitting], progress, keep)
+    [trained] = fitting.trained()
+    if trained.failed_step:
+        drop_partial(place)
     trained.check()
-    return save_run(
+    result = save_run(
         out,
         trained,
         job=job,
@@ -90,3 +103,5 @@ def train_run(
         seconds=time.perf_counter() - began,
         peak_memory_bytes=memory.peak_bytes(device),
     )
+    drop_partial(place)
+    return result

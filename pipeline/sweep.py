@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from cache import Bank, JoinedBank
 from pipeline import metrics, search
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.folders import HEADS
 from pipeline.grid import Grid, Stack
 from pipeline.results import RESULT, Source, check_free_sweep, finite, save_run, write_whole
@@ -194,7 +194,7 @@ def _write_table(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         pyarrow.parquet.write_table(table, partial)
         partial.replace(path)
     except OSError as error:
-        raise PipelineError(f"{path} cannot be written: {error}") from error
+        raise PipelineError(f"{path} cannot be written: {said_by(error)}") from error
 
 
 def best_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import safetensors
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.folders import write_tensors
 
 CHECKPOINT_S = 20.0
@@ -63,7 +63,9 @@ def open_partial(out: str, asked: Mapping[str, Any], content: Mapping[str, Any])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ASKED).write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise PipelineError(f"--out {out}: {folder} cannot be used ({error}): remove it") from error
+        raise PipelineError(
+            f"--out {out}: {folder} cannot be used ({said_by(error)}): remove it"
+        ) from error
     return folder
 
 
@@ -123,11 +125,16 @@ def take_up(
     Raises:
         PipelineError: as for `open_partial`.
     """
-    path = open_partial(out, asked, content) / STATE
-    load_checkpoint(path, fitting)
+    if is_begun(out):
+        load_checkpoint(open_partial(out, asked, content) / STATE, fitting)
     if fitting.epoch:
         note(f"{out}: goes on after epoch {fitting.epoch}")
-    return now_and_then(lambda: save_checkpoint(path, fitting))
+    return now_and_then(lambda: save_checkpoint(open_partial(out, asked, content) / STATE, fitting))
+
+
+def options_asked(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of the parts as choices of a run: by name and spelling, whatever is given."""
+    return {"options": {name: str(value) for name, value in (options or {}).items()}}
 
 
 def now_and_then(keep: Callable[[], None]) -> Callable[[], None]:
@@ -159,7 +166,7 @@ def save_checkpoint(path: Path, fitting: Resumable) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise PipelineError(f"{path} cannot be written: {error}") from error
+        raise PipelineError(f"{path} cannot be written: {said_by(error)}") from error
 
 
 def load_checkpoint(path: Path, fitting: Resumable) -> None:

@@ -32,12 +32,11 @@ def swept(monkeypatch, tmp_path):
 
 
 def test_banks_may_lie_at_a_url(monkeypatch, tmp_path):
-    def extracted(corpus, encoder, store, **_):
+    def extracted(corpus, opening, store, **_):
         return Mock(spec=Extraction, store=store, blocks_encoded=0)
 
     monkeypatch.setattr(_base, "load_corpus", lambda *_, **__: Mock(spec=Corpus, words=None))
-    monkeypatch.setattr(_base, "open_encoder", lambda *_, **__: None)
-    monkeypatch.setattr(_base, "extract", extracted)
+    monkeypatch.setattr(_base, "extract_once", extracted)
     lab = Lab(out=tmp_path, encoder="e", data=(), banks="s3://b/x", device="cpu")
     assert lab.bank(Data(path="some/folder", targets=("y",))) == "s3://b/x/folder-words"
 

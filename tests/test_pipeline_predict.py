@@ -5,6 +5,8 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
@@ -274,6 +276,15 @@ def test_rows_of_jsonl(loaded, tmp_path):
     assert (pairs.texts, pairs.pairs) == (["a b"], ["c"])
 
 
+def test_rows_of_tables(loaded, tmp_path):
+    for name, content in (("in.csv", 'id,text\n1,"a, b"\n2,12\n'), ("long.csv", "text\n" + "a\n" * 3)):
+        found = read_inputs(loaded["text"], [], file(tmp_path, name, content))
+        assert found.texts == (["a, b", "12"] if name == "in.csv" else ["a"] * 3)
+    pq.write_table(pa.table({"tokens": [["a", "b"], ["c"]]}), tmp_path / "in.parquet")
+    words = read_inputs(loaded["words"], [], str(tmp_path / "in.parquet"))
+    assert words.texts == [["a", "b"], ["c"]]
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "content", "said"),
     [
@@ -305,7 +316,9 @@ def test_rows_of_jsonl(loaded, tmp_path):
         ("text", "in.txt", b"a\xff\n", "cannot be read"),
         ("pairs", "in.txt", "a\tb\na\n", "input 2: .* with a tab between"),
         ("pairs", "in.txt", "a\tb\tc\n", "input 1: .* with a tab between"),
-        ("text", "in.csv", "text\na\n", "give rows as jsonl"),
+        ("text", "in.json", '[{"text": "a"}]', "give rows as jsonl"),
+        ("text", "in.csv", "txt\na\n", "no column 'text', found txt"),
+        ("words", "in.csv", "tokens\na b\n", "in.csv:2: column 'tokens': 'a b' where a list of words"),
     ],
 )
 def test_bad_input_is_one_line(loaded, tmp_path, kind, name, content, said):

@@ -19,14 +19,14 @@ from pipeline.batches import memory_budget
 from pipeline.checkpoint import load_model, weights_sha256
 from pipeline.corpus import Corpus, load_corpus
 from pipeline.device import pick_device, pick_precision, side_by_side
-from pipeline.encoder import open_encoder
 from pipeline.errors import PipelineError
 from pipeline.experiments._content import bank_content, data_content
 from pipeline.experiments._reading import Reading
-from pipeline.extract import Extraction, extract
+from pipeline.extract import Extraction
 from pipeline.findings import Findings, save
 from pipeline.grid import Grid
 from pipeline.job import HeadRates, Precision, Schedule
+from pipeline.repeat import extract_once
 from pipeline.results import RESULT
 from pipeline.run import train_run
 from pipeline.runner import Plan
@@ -107,12 +107,12 @@ class Lab:
         self.check_text(data)
         asked = {**self.reading.given, **choices}
         store = "-".join([f"{self.banks}/{data.name}", keep, *([digest(asked)] if asked else [])])
-        corpus = self._corpus(data)
-        encoder = open_encoder(
-            self.encoder, revision=self.encoder_revision, precision="auto", store=store,
-            device=self.device, words=corpus.words is not None, trust_remote_code=self.trust_remote_code,
-        )  # fmt: skip
-        made = extract(corpus, encoder, store, keep=keep, **{**self.reading.stored, **choices})
+        opening = {
+            "name": self.encoder, "revision": self.encoder_revision, "precision": "auto",
+            "device": self.device, "trust_remote_code": self.trust_remote_code,
+        }  # fmt: skip
+        stored = {**self.reading.stored, **choices}
+        made = extract_once(self._corpus(data), opening, store, keep=keep, **stored)
         if made.blocks_encoded:
             self.note(f"extracted {data.name}: {made.examples} examples in {made.seconds:.1f} s")
         return made

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 
 TENSOR = "prompt"
 FILE = "prompt.safetensors"
@@ -76,7 +76,9 @@ def _read(file: Path, fingerprint: str, width: int) -> Tensor:
             metadata: Mapping[str, Any] = opened.metadata() or {}
             prompt: Tensor = opened.get_tensor(TENSOR)
     except (OSError, SafetensorError) as error:
-        raise PipelineError(f"--prompts: {file} is no prompt file ({error}): name another") from error
+        raise PipelineError(
+            f"--prompts: {file} is no prompt file ({said_by(error)}): name another"
+        ) from error
     if prompt.ndim != 2 or prompt.shape[1] != width:
         raise PipelineError(
             f"--prompts: {file} has shape {list(prompt.shape)}, the encoder's input embeddings are {width} "

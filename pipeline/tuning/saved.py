@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, said_by
 from pipeline.folders import write_tensors
 from pipeline.unfinished import STATE
 
@@ -33,7 +33,7 @@ def write_epoch(folder: Path, epoch: int, tensors: Mapping[str, Tensor], record:
         (draft / RECORD).write_text(json.dumps(record), encoding="utf-8")
         draft.rename(made)
     except OSError as error:
-        raise PipelineError(f"{folder} cannot be written: {error}") from error
+        raise PipelineError(f"{folder} cannot be written: {said_by(error)}") from error
     for older in folder.glob("epoch-*"):
         if older != made:
             shutil.rmtree(older, ignore_errors=True)
@@ -52,7 +52,7 @@ def last_epoch(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         tensors = safetensors.torch.load_file(str(found[-1] / STATE))
         return tensors, json.loads((found[-1] / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
-        raise PipelineError(f"{found[-1]} cannot be read ({error}): remove {folder}") from error
+        raise PipelineError(f"{found[-1]} cannot be read ({said_by(error)}): remove {folder}") from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
