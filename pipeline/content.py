@@ -1,14 +1,18 @@
 """Fingerprints of what training on banks reads: an unfinished run goes on only while they are the same."""
 
 import hashlib
+import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from cache import Bank, Target
+from pipeline import parts
 from pipeline.job import Job
+from pipeline.versions import versions
 
 
 def read_by(jobs: Iterable[tuple[Bank, Job]]) -> dict[str, Any]:
@@ -24,12 +28,24 @@ def read_by(jobs: Iterable[tuple[Bank, Job]]) -> dict[str, Any]:
         "runs that this one starts from": [
             {name: _sha256(value.numpy()) for name, value in job.spec.taken.items()} for _, job in all_jobs
         ],
+        "code of fusion or decoder": [
+            [_source("fusion", job.spec.fusion), _source("decoder", job.spec.decoder)]
+            for _, job in all_jobs
+        ],
+        "version of layerbank": versions()["layerbank"],
     }
+
+
+def _source(kind: str, name: str) -> str:
+    """Of the file that a part is written in."""
+    return _sha256(start=Path(inspect.getfile(parts.load(kind, name))).read_bytes())
 
 
 def target_content(target: Target) -> str:
     """Of the labels of one split."""
-    described = repr((target.kind, target.names, target.metric, target.settings))
+    # Where an output layer lies is no matter: the bank's fingerprint has its encoder.
+    settings = {name: value for name, value in target.settings.items() if name != "output_layer"}
+    described = repr((target.kind, target.names, target.metric, settings))
     values = target.values, *(target.extra[key] for key in sorted(target.extra))
     return _sha256(*values, start=described.encode())
 

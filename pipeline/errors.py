@@ -9,7 +9,7 @@ class PipelineError(Exception):
 
 
 def said_by(error: Exception) -> str:
-    """What an error of the system or of a library says, in one line, without number and path.
+    """What an error of the system or of a library says, in one line; the system's without number and path.
 
     >>> said_by(FileNotFoundError(2, "No such file or directory", "a/b"))
     'No such file or directory'

@@ -142,4 +142,5 @@ def _run_line(folder: Path) -> dict[str, Any]:
         store = config["tasks"][0]["data"] if "tasks" in config else config["source"]["store"]
         return {**result, "run": str(folder), "store": store}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return {"run": str(folder), "error": f"cannot be read: {said_by(error)}"}
+        file = Path(getattr(error, "filename", None) or "a file").name
+        return {"run": str(folder), "error": f"{file} cannot be read: {said_by(error)}"}

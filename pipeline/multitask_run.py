@@ -24,7 +24,14 @@ from pipeline.job import HeadRates, Job, Schedule, open_target, prepare
 from pipeline.multitask import MEAN, TaskFitting, TrainedTogether, fit_mixed
 from pipeline.results import Joint, check_free, finite, save_run, write_whole
 from pipeline.train import Progress
-from pipeline.unfinished import drop_partial, open_partial, options_asked, partial_of, take_up
+from pipeline.unfinished import (
+    drop_partial,
+    earlier_seconds,
+    open_partial,
+    options_asked,
+    partial_of,
+    take_up,
+)
 from pipeline.versions import made_by
 
 JOINT = "joint.json"
@@ -119,7 +126,8 @@ def train_tasks_run(
     choices: dict[str, Any] = {"tasks": list(jobs), "fusion": fusion, "decoder": decoder, "metric": metric}
     choices |= {"splits": splits, **options_asked(options), **asdict(rates), **asdict(schedule)}
     content = read_by((banks[task.store], jobs[task.name]) for task in asked)
-    keep = take_up(out, fitting, choices, content, note)
+    keep = take_up(out, fitting, choices, content, overwrite=overwrite, note=note)
+    earlier = earlier_seconds(fitting.record.lines[0])
     # The folder says that run folders which a kill leaves without the others may be replaced.
     open_partial(out, choices, content)
     fit_mixed(fitting, progress, keep)
@@ -127,7 +135,10 @@ def train_tasks_run(
         drop_partial(out)
     found = fitting.trained()
     saved = {"rates": rates, "schedule": schedule, "splits": splits}
-    saved |= {"seconds": time.perf_counter() - began, "peak_memory_bytes": memory.peak_bytes(device)}
+    saved |= {
+        "seconds": earlier + time.perf_counter() - began,
+        "peak_memory_bytes": memory.peak_bytes(device),
+    }
     result = _save(out, asked, found, banks, jobs, **saved)
     drop_partial(out)
     return result

@@ -29,7 +29,7 @@ class StackedAdamW:
     """AdamW for a stack of heads, one fused pass over each tensor.
 
     Heads that share their rates are updated as whole parameters; where the rates differ, each by itself.
-    It calls torch's function, not its optimizer, whose hooks and groups are a third of a small update.
+    It calls torch's function, not its optimizer, whose hooks and groups are a quarter of a small update.
 
     Args:
         part: the stack; its parameters start with the head axis.
@@ -88,9 +88,9 @@ class StackedAdamW:
                 if gradient is not None
             ]
             if learned:
-                of, values, firsts, seconds, steps = map(list, zip(*learned, strict=True))
+                grads, values, firsts, seconds, steps = map(list, zip(*learned, strict=True))
                 adamw(
-                    values, of, firsts, seconds, [], steps,
+                    values, grads, firsts, seconds, [], steps,
                     lr=rows.lr * scale, weight_decay=rows.weight_decay, beta1=BETAS[0], beta2=BETAS[1],
                     eps=EPS, fused=True, amsgrad=False, maximize=False,
                 )  # fmt: skip

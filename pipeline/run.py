@@ -16,7 +16,7 @@ from pipeline.fitting import Fitting
 from pipeline.job import HeadRates, Schedule, prepare
 from pipeline.results import check_free, save_run
 from pipeline.train import Progress, fit_together
-from pipeline.unfinished import drop_partial, options_asked, take_up
+from pipeline.unfinished import drop_partial, earlier_seconds, options_asked, take_up
 
 
 def train_run(
@@ -66,9 +66,8 @@ def train_run(
     """
     check_free(out, overwrite=overwrite)
     rates, schedule = rates or HeadRates(), schedule or Schedule()
-    splits = splits or {"train": "train", "dev": "dev"}
+    splits = dict(splits or {"train": "train", "dev": "dev"})
     device = device or torch.device("cpu")
-    place = str(Path(out).absolute())  # a run that takes the place of "." takes that name away
     began = time.perf_counter()
     memory.start(device)
     bank = open_bank(store)
@@ -86,7 +85,9 @@ def train_run(
     fitting = Fitting(job, [rates], schedule)
     choices = {"target": target, "fusion": fusion, "decoder": decoder, "metric": metric, "splits": splits}
     asked = {**choices, **options_asked(options), **asdict(rates), **asdict(schedule)}
-    keep = take_up(place, fitting, asked, read_by([(bank, job)]), note)
+    keep = take_up(out, fitting, asked, read_by([(bank, job)]), overwrite=overwrite, note=note)
+    earlier = earlier_seconds(fitting.record.lines[0])
+    place = str(Path(out).absolute())  # "." is another folder once the run is there
     fit_together([fitting], progress, keep)
     [trained] = fitting.trained()
     if trained.failed_step:
@@ -100,7 +101,7 @@ def train_run(
         rates=rates,
         schedule=schedule,
         splits=splits,
-        seconds=time.perf_counter() - began,
+        seconds=earlier + time.perf_counter() - began,
         peak_memory_bytes=memory.peak_bytes(device),
     )
     drop_partial(place)

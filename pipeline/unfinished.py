@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError, said_by
 from pipeline.folders import write_tensors
+from pipeline.job import Epoch
 
 CHECKPOINT_S = 20.0
 """Seconds between two checkpoints on a bank; one is written after an epoch."""
@@ -108,6 +109,8 @@ def take_up(
     fitting: Resumable,
     asked: Mapping[str, Any],
     content: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Callable[[], None]:
     """Puts training on a bank to where the unfinished run of a folder has it, if there is one.
@@ -117,24 +120,47 @@ def take_up(
         fitting: before its first epoch.
         asked: as for `open_partial`.
         content: as for `open_partial`.
+        overwrite: whether an unfinished run that cannot be gone on with is dropped.
         note: takes a line of text for the user.
 
     Returns:
-        To be called after every epoch: keeps the state for the next time.
+        To be called after every epoch: keeps the state for the next time. Where that cannot be written it
+        says so once, and training goes on.
 
     Raises:
         PipelineError: as for `open_partial`.
     """
-    if is_begun(out):
-        load_checkpoint(open_partial(out, asked, content) / STATE, fitting)
+    try:
+        if is_begun(out):
+            load_checkpoint(open_partial(out, asked, content) / STATE, fitting)
+    except PipelineError:
+        if not overwrite:
+            raise
+        drop_partial(out)
     if fitting.epoch:
         note(f"{out}: goes on after epoch {fitting.epoch}")
-    return now_and_then(lambda: save_checkpoint(open_partial(out, asked, content) / STATE, fitting))
+    told = False
+
+    def keep() -> None:
+        nonlocal told
+        try:
+            save_checkpoint(open_partial(out, asked, content) / STATE, fitting)
+        except PipelineError as error:
+            if not told:
+                note(f"{error}; training goes on, and begins anew if it is killed")
+            told = True
+
+    return now_and_then(keep)
 
 
 def options_asked(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of the parts as choices of a run: by name and spelling, whatever is given."""
     return {"options": {name: str(value) for name, value in (options or {}).items()}}
+
+
+def earlier_seconds(lines: Sequence[Epoch]) -> float:
+    """What an unfinished run had trained for already, by the lines of its epochs."""
+    return sum((line.seconds for line in lines), 0.0)
 
 
 def now_and_then(keep: Callable[[], None]) -> Callable[[], None]:

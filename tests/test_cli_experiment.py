@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import cli
 from cache import open_bank
-from pipeline import train
+from pipeline import repeat, train
 from pipeline.encoder import Encoder
 from pipeline.experiments import _base
 
@@ -72,6 +72,7 @@ def test_own_texts_then_again_then_their_bank(folder, tmp_path, monkeypatch):
 
     # Whatever is there already is taken: of the same command, and of a bank without its encoder's name.
     monkeypatch.setattr(Encoder, "encode", never)
+    monkeypatch.setattr(repeat, "open_encoder", never)
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_epoch", never)
         again = succeed("fusion-table", *asked, "--out", tmp_path / "out")

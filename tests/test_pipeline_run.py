@@ -1,11 +1,14 @@
 """Single runs that were killed: they go on, end the same, or are refused."""
 
+import inspect
+
 import pytest
 import tiny
 from killed import KilledError, content_of, killed_after
 
-from pipeline import unfinished
+from pipeline import train, unfinished
 from pipeline.errors import PipelineError
+from pipeline.fusions import attention
 from pipeline.job import HeadRates, Schedule
 from pipeline.run import train_run
 
@@ -60,8 +63,43 @@ def test_an_unfinished_run_of_other_choices_is_refused_until_it_is_removed(store
     ) as error:
         train_run(store, out=out, **CHOICES | {"rates": HeadRates(lr=1e-3)})
     assert "\n" not in str(error.value)
-    unfinished.drop_partial(out)
-    train_run(store, out=out, **CHOICES | {"rates": HeadRates(lr=1e-3)})
+    train_run(store, out=out, **CHOICES | {"rates": HeadRates(lr=1e-3)}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_unfinished_run_of_another_code_is_refused(store, tmp_path, monkeypatch):
+    package = tmp_path / "parts_of_mine"
+    package.mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = package / "fusion.py"
+    source.write_text(inspect.getsource(attention))
+    asked = CHOICES | {"fusion": "parts_of_mine.fusion", "out": str(tmp_path / "run")}
+    with pytest.raises(KilledError):
+        train_run(store, **asked, progress=killed_after(1))
+    source.write_text(inspect.getsource(attention) + "# changed\n")
+    with pytest.raises(PipelineError, match="the code of fusion or decoder changed since"):
+        train_run(store, **asked)
+
+
+def test_seconds_are_those_of_all_epochs(store, tmp_path, monkeypatch):
+    real = train.train_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epoch", lambda *given: [100.0 for _ in real(*given)])
+        with pytest.raises(KilledError):
+            train_run(store, out=str(tmp_path / "run"), **CHOICES, progress=killed_after(2))
+    assert 200 < train_run(store, out=str(tmp_path / "run"), **CHOICES)["seconds"] < 300
+
+
+def test_a_full_disk_is_told_and_costs_the_checkpoint_alone(store, tmp_path, monkeypatch, undisturbed):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(unfinished, "write_tensors", full)
+    notes = []
+    train_run(store, out=str(tmp_path / "run"), **CHOICES, note=notes.append)
+    [note] = notes
+    assert "No space left on device; training goes on, and begins anew if it is killed" in note
+    assert content_of(tmp_path / "run") == undisturbed
 
 
 def test_a_run_killed_before_its_first_checkpoint_may_be_asked_for_otherwise(store, tmp_path, monkeypatch):

@@ -121,7 +121,12 @@ class DWAtt(Fusion):
             return self._scored_without_values(states, lengths, scorer)
         return super().scored(states, lengths, scorer)
 
-    def _scored_without_values(self, states: Tensor, lengths: Tensor, scorer: Linear) -> Tensor:
+    def _scored_without_values(
+        self,
+        states: Float[Tensor, "layer token width"],
+        lengths: Int[Tensor, " example"],
+        scorer: Linear,
+    ) -> Float[Tensor, "head token score"]:
         """v_n = g y C / σ + c with y = h W + b, h the bottleneck, C taking the mean off, σ² = |y C|² / d.
 
         So all that its scores need are products of h: |h W C|² is h M hᵀ with M = (W C)(W C)ᵀ.
@@ -153,10 +158,18 @@ class DWAtt(Fusion):
 
 
 class _Spread(torch.autograd.Function):
-    """|h W C|² of every row h, and h P (see `DWAtt.scored`); autograd would multiply by M twice more."""
+    """|h W C|² and h P of every row h (see `DWAtt._scored_without_values`).
+
+    Autograd would multiply by M twice more.
+    """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, up: Tensor, onto: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        h: Float[Tensor, "head count token narrow"],
+        up: Float[Tensor, "head count narrow width"],
+        onto: Float[Tensor, "head count narrow column"],
+    ) -> tuple[Float[Tensor, "head count token 1"], Float[Tensor, "head count token column"]]:
         centred = up - up.mean(-1, keepdim=True)
         along = h @ (centred @ centred.mT)
         ctx.save_for_backward(h, centred, onto, along)
@@ -164,7 +177,11 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_squares: Tensor, of_products: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        ctx: Any,
+        of_squares: Float[Tensor, "head count token 1"],
+        of_products: Float[Tensor, "head count token column"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
         h, centred, onto, along = ctx.saved_tensors
         twice = 2 * of_squares
         of_h = torch.addcmul(of_products @ onto.mT, along, twice)
