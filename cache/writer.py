@@ -248,6 +248,7 @@ class Writer:
                         f"split {name}, block {block} of {self.path} is not there: run the same "
                         "'layerbank extract' again"
                     )
+        self.place.tidy()  # of what a killed worker left
         for name in self.plans:
             report = dict((reports or {}).get(name, {}))
             self._update(self._root[name], {**report, "complete": True})

@@ -54,6 +54,16 @@ def test_two_writers_one_after_the_other_make_the_same_files(tmp_path, codec):
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
 
+def test_what_a_killed_worker_left_is_gone_once_the_bank_is_complete(tmp_path):
+    make(tmp_path / "undisturbed")
+    with Writer(str(tmp_path / "bank"), RECIPE, splits()) as writer:
+        for split, block in every_block(writer):
+            write(writer, split, block)
+        (tmp_path / "bank" / "train" / "word_id" / "c" / "0.node-1.partial").write_bytes(b"half a chunk")
+        writer.finish()
+    assert files_of(tmp_path / "bank") == files_of(tmp_path / "undisturbed")
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_complete_bank_is_left_alone(tmp_path, codec):
     copy_to(tmp_path / "bank", codec)
