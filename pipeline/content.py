@@ -2,8 +2,9 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,11 @@ def read_by(jobs: Iterable[tuple[Bank, Job]]) -> dict[str, Any]:
 
 
 def _source(kind: str, name: str) -> str:
-    """Of the file that a part is written in."""
-    return _sha256(start=Path(inspect.getfile(parts.load(kind, name))).read_bytes())
+    """Of the module that a part is written in; of nothing where its source is not to be had."""
+    module = sys.modules[parts.load(kind, name).__module__]
+    with suppress(OSError, TypeError):
+        return _sha256(start=inspect.getsource(module).encode())
+    return _sha256()
 
 
 def target_content(target: Target) -> str:

@@ -1,6 +1,7 @@
 """Single runs that were killed: they go on, end the same, or are refused."""
 
 import inspect
+import py_compile
 
 import pytest
 import tiny
@@ -79,6 +80,18 @@ def test_an_unfinished_run_of_another_code_is_refused(store, tmp_path, monkeypat
     source.write_text(inspect.getsource(attention) + "# changed\n")
     with pytest.raises(PipelineError, match="the code of fusion or decoder changed since"):
         train_run(store, **asked)
+
+
+def test_a_part_without_its_source_trains_and_goes_on(store, tmp_path, monkeypatch):
+    (tmp_path / "bytecode_alone").mkdir()
+    py_compile.compile(attention.__file__, cfile=str(tmp_path / "bytecode_alone" / "fusion.pyc"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = CHOICES | {"fusion": "bytecode_alone.fusion", "out": str(tmp_path / "run")}
+    with pytest.raises(KilledError):
+        train_run(store, **asked, progress=killed_after(1))
+    notes = []
+    train_run(store, **asked, note=notes.append)
+    assert notes == [f"{tmp_path / 'run'}: goes on after epoch 1"]
 
 
 def test_seconds_are_those_of_all_epochs(store, tmp_path, monkeypatch):
