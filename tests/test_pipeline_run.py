@@ -1,7 +1,7 @@
 """Single runs that were killed: they go on, end the same, or are refused."""
 
 import inspect
-import py_compile
+import zipfile
 
 import pytest
 import tiny
@@ -82,11 +82,12 @@ def test_an_unfinished_run_of_another_code_is_refused(store, tmp_path, monkeypat
         train_run(store, **asked)
 
 
-def test_a_part_without_its_source_trains_and_goes_on(store, tmp_path, monkeypatch):
-    (tmp_path / "bytecode_alone").mkdir()
-    py_compile.compile(attention.__file__, cfile=str(tmp_path / "bytecode_alone" / "fusion.pyc"))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    asked = CHOICES | {"fusion": "bytecode_alone.fusion", "out": str(tmp_path / "run")}
+def test_a_part_in_an_archive_trains_and_goes_on(store, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "parts.zip", "w") as archive:
+        archive.writestr("in_an_archive/__init__.py", "")
+        archive.writestr("in_an_archive/fusion.py", inspect.getsource(attention))
+    monkeypatch.syspath_prepend(str(tmp_path / "parts.zip"))
+    asked = CHOICES | {"fusion": "in_an_archive.fusion", "out": str(tmp_path / "run")}
     with pytest.raises(KilledError):
         train_run(store, **asked, progress=killed_after(1))
     notes = []
